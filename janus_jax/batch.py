@@ -1,0 +1,68 @@
+"""The contracts between data and model: what one example is, and what one batch holds.
+
+Rows of L tokens are packed in groups: a group is R rows that share U understanding and G generation picture
+slots, so that slots stay full although the number of pictures varies from row to row. S groups make a batch of
+S x R rows. S is the sharded axis: putting pictures into rows and reading them out never crosses devices.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TASKS = ("understanding", "text", "generation")  # the order of every mixture
+
+
+class Example(NamedTuple):
+    """One training example before packing; pictures are still encoded bytes.
+
+    Attributes:
+      tokens: int32[n] text ids; picture positions hold the picture-slot id.
+      text_weights: float32[n], 1 where the *next* token is a text target.
+      attended: bool[n], False where a token is hidden from every other one.
+      task: index into TASKS.
+      und_images: pictures to understand, encoded.
+      und_starts: position of each one's first feature.
+      gen_images: pictures to draw, encoded, or their cached codes.
+      gen_starts: position of each one's first generation token.
+      record_id: 'source/epoch/index', to name it in reports.
+      key: the record's own random seed words, for draws made when its pictures are decoded.
+    """
+
+    tokens: np.ndarray
+    text_weights: np.ndarray
+    attended: np.ndarray
+    task: int
+    und_images: tuple[Any, ...] = ()
+    und_starts: tuple[int, ...] = ()
+    gen_images: tuple[Any, ...] = ()
+    gen_starts: tuple[int, ...] = ()
+    record_id: str = ""
+    key: tuple[int, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Packed rows, and the pictures that belong into them. Arrays are numpy on the host, jax on the mesh.
+
+    Attributes:
+      tokens: int32[S, R, L] text ids; picture positions hold the picture-slot id.
+      positions: int32[S, R, L], restarting at 0 with every example.
+      segment_ids: int32[S, R, L], 1, 2, ... per example; 0 is padding, which no real token attends to.
+      text_weights: float32[S, R, L], 1 where the *next* token is a text target.
+      task_ids: int8[S, R, L] index into TASKS.
+      und_images: uint8[S, U, h, w, 3] pictures to understand.
+      und_start: int32[S, U] flat position in the group's R*L of the first feature; R*L marks an unused slot.
+      gen_images: uint8[S, G, h, w, 3] pictures to draw, or None when cached.
+      gen_start: int32[S, G] flat position of the first generation token; R*L marks an unused slot.
+      gen_codes: int32[S, G, T] cached codes that stand instead of the pixels, or None.
+    """
+
+    tokens: Any
+    positions: Any
+    segment_ids: Any
+    text_weights: Any
+    task_ids: Any
+    und_images: Any
+    und_start: Any
+    gen_images: Any
+    gen_start: Any
+    gen_codes: Any = None

@@ -1,0 +1,297 @@
+"""`shapes`: a small world of coloured shapes, in the six categories of GenEval, with an exact train / held-out split.
+
+A scene holds one to four objects at free positions on a light ground. Held out are *combinations*, for every scene of
+the training set, whatever its category:
+
+    a lone object      6 of the 18 (size, shape) and 12 of the 48 (colour, shape) pairs never stand alone
+    several alike      36 of the 144 (count, colour, shape) triples never occur
+    two different      3 of the 15 pairs of shapes never meet
+
+so a held-out prompt always asks for something no training picture shows, made of parts that all are known.
+"""
+
+import io
+import math
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE = 64  # pixels a side
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
+COLORS = {
+    "red": (214, 39, 40),
+    "orange": (255, 140, 0),
+    "yellow": (245, 215, 30),
+    "green": (30, 150, 50),
+    "cyan": (60, 200, 220),
+    "blue": (30, 70, 215),
+    "purple": (130, 40, 170),
+    "black": (25, 25, 25),
+}
+SIZES = {"small": 7.0, "medium": 10.0, "large": 13.5}  # radius of the circle of the same reach, pixels
+NUMBERS = ("zero", "one", "two", "three", "four")
+RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
+SHARES = (0.10, 0.18, 0.20, 0.12, 0.20, 0.20)  # of the training scenes, in the order of CATEGORIES
+OPENERS = ("", "a picture of ", "a photo of ", "an image of ", "a drawing of ", "a view of ")
+CLOSERS = ("", ".", " on a plain ground")
+GROUND = 244
+REACH, GAP = 1.2, 2.0  # corners stand out over the radius; pixels between two objects
+
+HELD_OUT_PAIRS = tuple(frozenset(p) for p in (("circle", "star"), ("square", "cross"), ("triangle", "diamond")))
+
+
+class Thing(NamedTuple):
+    """One object: its names, and where and how it is drawn."""
+
+    size: str
+    color: str
+    shape: str
+    x: float = 0.0
+    y: float = 0.0
+    radius: float = 0.0
+    angle: float = 0.0
+
+
+class Scene(NamedTuple):
+    """A category, its objects, and for `position` the relation of the first object to the second."""
+
+    category: str
+    things: tuple[Thing, ...]
+    relation: str = ""
+
+
+def held_out(scene):
+    """Whether a scene shows a held-out combination, by the table at the top of this file."""
+    things = scene.things
+    shape, color, size = (list(names).index(n) for names, n in zip(
+        (SHAPES, COLORS, SIZES), (things[0].shape, things[0].color, things[0].size), strict=True))  # fmt: skip
+    if len(things) == 1:
+        return shape % 3 == size or (color - shape) % 4 == 0
+    if len({t.shape for t in things}) == 1:
+        return (color + shape + len(things)) % 4 == 0
+    return frozenset(t.shape for t in things) in HELD_OUT_PAIRS
+
+
+def sample_scene(rng, *, category, split):
+    """Draws a scene of a category from 'train' or 'heldout' by rejection, then places its objects."""
+    while True:
+        scene = _compose(rng, category)
+        if _tests_its_category(scene) if split == "heldout" else not held_out(scene):
+            placed = _place(rng, scene)
+            if placed is not None:
+                return placed
+
+
+def _tests_its_category(scene):
+    """Held out by what the category's prompt names: size and shape alone, or colour and shape, not just either."""
+    thing = scene.things[0]
+    shape, color, size = SHAPES.index(thing.shape), list(COLORS).index(thing.color), list(SIZES).index(thing.size)
+    if scene.category == "single_object":
+        return shape % 3 == size
+    if scene.category == "colors":
+        return (color - shape) % 4 == 0
+    return held_out(scene)
+
+
+def _compose(rng, category):
+    pick = lambda names: str(rng.choice(list(names)))
+    thing = lambda **kw: Thing(**{"size": pick(SIZES), "color": pick(COLORS), "shape": pick(SHAPES), **kw})
+    if category in ("single_object", "colors"):
+        return Scene(category, (thing(),))
+    if category == "counting":
+        count = int(rng.integers(2, 5))
+        first = thing(size=pick(("small", "medium")))
+        return Scene(category, tuple(first._replace(size=pick(("small", "medium"))) for _ in range(count)))
+    first, second = (str(s) for s in rng.choice(SHAPES, 2, replace=False))
+    colors = [str(c) for c in rng.choice(list(COLORS), 2, replace=False)]
+    relation = pick(RELATIONS) if category == "position" else ""
+    return Scene(category, (thing(shape=first, color=colors[0]), thing(shape=second, color=colors[1])), relation)
+
+
+def _place(rng, scene, tries=60):
+    """Free positions without overlap; None when none was found. Radius and angle are jittered a little."""
+    for _ in range(tries):
+        placed = []
+        for thing in scene.things:
+            radius = SIZES[thing.size] + rng.uniform(-0.5, 0.5)
+            low, high = REACH * radius + 1, SIZE - REACH * radius - 1
+            x, y = rng.uniform(low, high, size=2)
+            placed.append(thing._replace(x=x, y=y, radius=radius, angle=rng.uniform(-10, 10)))
+        far = lambda a, b: REACH * (a.radius + b.radius) + GAP
+        apart = all(math.hypot(a.x - b.x, a.y - b.y) > far(a, b) for a, b in combinations(placed, 2))
+        if apart and (not scene.relation or relation_of(placed[0], placed[1]) == scene.relation):
+            return scene._replace(things=tuple(placed))
+    return None
+
+
+def relation_of(a, b, margin=4.0):
+    """The relation of one object to another, by the longer axis; '' where neither axis leads by the margin."""
+    dx, dy = b.x - a.x, b.y - a.y
+    if abs(dx) > abs(dy) + margin:
+        return "left of" if dx > 0 else "right of"
+    if abs(dy) > abs(dx) + margin:
+        return "above" if dy > 0 else "below"
+    return ""
+
+
+def outline(shape, *, x, y, radius, angle):
+    """Corner points of a shape, float[points, 2]."""
+    if shape == "circle":
+        turns, reach = np.arange(48) / 48, np.ones(48)
+    elif shape == "square":
+        turns, reach = np.array([1, 3, 5, 7]) / 8, np.full(4, 1.2)
+    elif shape == "diamond":
+        turns, reach = np.arange(4) / 4, np.array([0.78, 1.25, 0.78, 1.25])
+    elif shape == "triangle":
+        turns, reach = np.array([3, 7, 11]) / 12, np.full(3, 1.25)
+    elif shape == "star":
+        turns, reach = np.arange(10) / 10 + 0.75, np.where(np.arange(10) % 2, 0.5, 1.25)
+    else:  # cross
+        arm = 0.36
+        corners = [(1.1, arm), (arm, arm), (arm, 1.1), (-arm, 1.1), (-arm, arm), (-1.1, arm)]
+        points = np.array(corners + [(-px, -py) for px, py in corners])
+        turns = np.arctan2(points[:, 1], points[:, 0]) / (2 * math.pi)
+        reach = np.hypot(points[:, 0], points[:, 1])
+    if shape == "triangle":
+        turns = turns + 0.5  # point upwards: y grows downwards
+    theta = 2 * math.pi * turns + math.radians(angle)
+    return np.stack([x + radius * reach * np.cos(theta), y + radius * reach * np.sin(theta)], axis=-1)
+
+
+def render(rng, scene, *, scale=4):
+    """Draws a scene: uint8[64, 64, 3]. Ground and colours are jittered by a few levels."""
+    ground = tuple(int(v) for v in rng.integers(GROUND - 4, GROUND + 5, size=3))
+    image = Image.new("RGB", (SIZE * scale, SIZE * scale), ground)
+    draw = ImageDraw.Draw(image)
+    for t in scene.things:
+        color = np.clip(np.array(COLORS[t.color]) + rng.integers(-10, 11, size=3), 0, 255)
+        points = outline(t.shape, x=t.x, y=t.y, radius=t.radius, angle=t.angle) * scale
+        draw.polygon([tuple(p) for p in points], fill=tuple(int(c) for c in color))
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def encode_png(pixels):
+    """uint8[h, w, 3] -> PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def article(words):
+    """'orange star' -> 'an orange star'."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def plural(noun):
+    """'cross' -> 'crosses'."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def describe(scene):
+    """What the category's prompt says of a scene, without opener and closer."""
+    first, second = scene.things[0], scene.things[-1]
+    return {
+        "single_object": lambda: article(f"{first.size} {first.shape}"),
+        "colors": lambda: article(f"{first.color} {first.shape}"),
+        "counting": lambda: f"{NUMBERS[len(scene.things)]} {first.color} {plural(first.shape)}",
+        "two_objects": lambda: f"{article(first.shape)} and {article(second.shape)}",
+        "position": lambda: f"{article(first.shape)} {scene.relation} {article(second.shape)}",
+        "color_attribution": lambda: (
+            f"{article(f'{first.color} {first.shape}')} and {article(f'{second.color} {second.shape}')}"
+        ),
+    }[scene.category]()
+
+
+def prompt(rng, scene):
+    """A prompt for a picture: opener, description, closer."""
+    return f"{rng.choice(OPENERS)}{describe(scene)}{rng.choice(CLOSERS)}"
+
+
+def caption(scene):
+    """Everything there is to say of a scene."""
+    first, second = scene.things[0], scene.things[-1]
+    full = lambda t: article(f"{t.size} {t.color} {t.shape}")
+    if len(scene.things) == 1:
+        return f"{full(first)}."
+    if first.shape == second.shape:
+        return f"{NUMBERS[len(scene.things)]} {first.color} {plural(first.shape)}."
+    relation = relation_of(first, second)
+    return f"{full(first)} {relation or 'and'} {full(second)}."
+
+
+def question(rng, scene):
+    """A question about a scene and its answer; the kind is drawn evenly from those that fit the scene."""
+    first, second, count = scene.things[0], scene.things[-1], len(scene.things)
+    alike = count > 1 and first.shape == second.shape
+    thing = scene.things[int(rng.integers(count))]
+    kinds = ["shape", "exists"]
+    kinds += ["count", "count", "color"] if alike else ["color", "size"]
+    if count == 2 and not alike and relation_of(first, second):
+        kinds += ["relation", "relation"]
+    kind = str(rng.choice(kinds))
+    noun = plural(thing.shape) if alike else thing.shape
+    if kind == "shape":
+        of = "objects" if alike else f"{thing.color} object"
+        return kind, f"What shape {'are' if alike else 'is'} the {of}?", thing.shape
+    if kind == "color":
+        return kind, f"What color {'are' if alike else 'is'} the {noun}?", thing.color
+    if kind == "size":
+        return kind, f"What size is the {thing.shape}?", thing.size
+    if kind == "count":
+        return kind, f"How many {noun} are there?", NUMBERS[count]
+    if kind == "relation":
+        other = second if thing is first else first
+        return kind, f"Is the {thing.shape} left of, right of, above or below the {other.shape}?", relation_of(thing, other)
+    asked = thing
+    if rng.random() < 0.5:  # a thing that is not there: its colour or its shape is another's
+        while any((t.color, t.shape) == (asked.color, asked.shape) for t in scene.things):
+            change = {"color": str(rng.choice(list(COLORS)))} if rng.random() < 0.5 else {"shape": str(rng.choice(SHAPES))}
+            asked = thing._replace(**change)
+    there = "yes" if asked is thing else "no"
+    return kind, f"Is there {article(f'{asked.color} {asked.shape}')}?", there
+
+
+def sentence(rng):
+    """A text-only row about the same world."""
+    pick = lambda names: str(rng.choice(list(names)))
+    kind = int(rng.integers(4))
+    if kind == 0:
+        scene = sample_scene(rng, category=str(rng.choice(CATEGORIES)), split="train")
+        return f"This is {caption(scene)}"
+    first, second = (str(s) for s in rng.choice(SHAPES, 2, replace=False))
+    if kind == 1:
+        relation = pick(RELATIONS)
+        return f"If {article(first)} is {relation} {article(second)}, the {second} is {OPPOSITE[relation]} the {first}."
+    if kind == 2:
+        a, b = (int(n) for n in rng.integers(1, 3, size=2))
+        name = lambda n: f"{NUMBERS[n]} {plural(first) if n > 1 else first}"
+        return f"{name(a)} and {name(b)} make {NUMBERS[a + b]} {plural(first)}."
+    small, large = sorted(rng.choice(3, 2, replace=False))
+    sizes = list(SIZES)
+    return f"A {sizes[small]} {first} fits into a {sizes[large]} {first}, not the other way round."
+
+
+def held_out_prompts(*, per_category=100, seed=0):
+    """The evaluation prompts: {category: [{'prompt', 'things': [[size, color, shape], ...], 'relation'}]}, all distinct.
+
+    Empty names in 'things' are attributes the prompt leaves open.
+    """
+    rng = np.random.default_rng((seed, 1_000_003))
+    named = {  # which of (size, color, shape) the prompt names
+        "single_object": (1, 0, 1), "two_objects": (0, 0, 1), "counting": (0, 1, 1),
+        "colors": (0, 1, 1), "position": (0, 0, 1), "color_attribution": (0, 1, 1),
+    }  # fmt: skip
+    prompts = {}
+    for category in CATEGORIES:
+        found = {}
+        while len(found) < per_category:
+            scene = sample_scene(rng, category=category, split="heldout")
+            keep = lambda t, on=named[category]: [n if k else "" for n, k in zip(t[:3], on, strict=True)]
+            text = prompt(rng, scene)
+            found.setdefault(text, {"prompt": text, "things": [keep(t) for t in scene.things], "relation": scene.relation})
+        prompts[category] = list(found.values())
+    return prompts

@@ -1,0 +1,58 @@
+"""Parameters with named axes, linear maps, and the multi-layer perceptrons of the papers."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+lecun_normal = nnx.initializers.lecun_normal
+zeros = nnx.initializers.zeros_init()
+ones = nnx.initializers.ones_init()
+
+
+def param(rngs, shape, axes, init):
+    """One fp32 parameter; `axes` names each dimension for the sharding table and documents the shape."""
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in length.")
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias). Fresh kernels are LeCun normal, biases zero."""
+
+    def __init__(self, rngs, in_dim, out_dim, *, axes, bias=True):
+        self.kernel = param(rngs, (in_dim, out_dim), axes, lecun_normal())
+        self.bias = param(rngs, (out_dim,), axes[1:], zeros) if bias else None
+
+    def __call__(self, x):
+        """float[..., in] -> float[..., out]."""
+        y = x @ self.kernel.astype(x.dtype)
+        return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """The LLaMA feed-forward block: down(silu(gate x) * up x), no biases."""
+
+    def __init__(self, rngs, embed_dim, mlp_dim):
+        self.gate = Linear(rngs, embed_dim, mlp_dim, axes=("embed", "mlp"), bias=False)
+        self.up = Linear(rngs, embed_dim, mlp_dim, axes=("embed", "mlp"), bias=False)
+        self.down = Linear(rngs, mlp_dim, embed_dim, axes=("mlp", "embed"), bias=False)
+
+    def __call__(self, x):
+        """float[..., D] -> float[..., D]."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, linear: SigLIP's feed-forward block, both adaptors and the picture head.
+
+    The papers' adaptors and picture head are this net (Janus, section 3.1); fresh ones start as `Linear` does.
+    """
+
+    def __init__(self, rngs, in_dim, hidden_dim, out_dim, *, axes):
+        """`axes` names (in, hidden, out)."""
+        self.fc_1 = Linear(rngs, in_dim, hidden_dim, axes=axes[:2])
+        self.fc_2 = Linear(rngs, hidden_dim, out_dim, axes=axes[1:])
+
+    def __call__(self, x):
+        """float[..., in] -> float[..., out]."""
+        return self.fc_2(jax.nn.gelu(self.fc_1(x), approximate=False))

@@ -1,0 +1,56 @@
+"""RMSNorm, LayerNorm and GroupNorm, all computed in fp32 and cast back."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from janus_jax.layers.linear import ones, param, zeros
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x), cast to the input's dtype, then times the scale (the order of the released LLM)."""
+
+    def __init__(self, rngs, dim, *, eps):
+        self.eps = eps
+        self.scale = param(rngs, (dim,), ("norm",), ones)
+
+    def __call__(self, x):
+        """float[..., D] -> float[..., D]."""
+        x32 = x.astype(jnp.float32)
+        y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, with scale and bias."""
+
+    def __init__(self, rngs, dim, *, eps):
+        self.eps = eps
+        self.scale = param(rngs, (dim,), ("norm",), ones)
+        self.bias = param(rngs, (dim,), ("norm",), zeros)
+
+    def __call__(self, x):
+        """float[..., D] -> float[..., D]."""
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(axis=-1, keepdims=True)
+        variance = jnp.var(x32, axis=-1, keepdims=True)
+        y = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (y * self.scale + self.bias).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """GroupNorm of NHWC feature maps, with scale and bias."""
+
+    def __init__(self, rngs, dim, *, num_groups, eps=1e-6):
+        self.num_groups, self.eps = num_groups, eps
+        self.scale = param(rngs, (dim,), ("norm",), ones)
+        self.bias = param(rngs, (dim,), ("norm",), zeros)
+
+    def __call__(self, x):
+        """float[M, h, w, C] -> float[M, h, w, C]."""
+        m, h, w, c = x.shape
+        x32 = x.astype(jnp.float32).reshape(m, h * w, self.num_groups, c // self.num_groups)
+        mean = x32.mean(axis=(1, 3), keepdims=True)
+        variance = jnp.var(x32, axis=(1, 3), keepdims=True)
+        y = ((x32 - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(m, h, w, c)
+        return (y * self.scale + self.bias).astype(x.dtype)

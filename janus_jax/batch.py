@@ -18,26 +18,22 @@ class Example(NamedTuple):
     Attributes:
       tokens: int32[n] text ids; picture positions hold the picture-slot id.
       text_weights: float32[n], 1 where the *next* token is a text target.
-      attended: bool[n], False where a token is hidden from every other one.
       task: index into TASKS.
       und_images: pictures to understand, encoded.
       und_starts: position of each one's first feature.
       gen_images: pictures to draw, encoded, or their cached codes.
       gen_starts: position of each one's first generation token.
       record_id: 'source/epoch/index', to name it in reports.
-      key: the record's own random seed words, for draws made when its pictures are decoded.
     """
 
     tokens: np.ndarray
     text_weights: np.ndarray
-    attended: np.ndarray
     task: int
     und_images: tuple[Any, ...] = ()
     und_starts: tuple[int, ...] = ()
     gen_images: tuple[Any, ...] = ()
     gen_starts: tuple[int, ...] = ()
     record_id: str = ""
-    key: tuple[int, ...] = ()
 
 
 class Batch(NamedTuple):

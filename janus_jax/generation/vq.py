@@ -161,13 +161,20 @@ class VQTokenizer(nnx.Module):
           pixels: float[M, h, w, 3] in [-1, 1].
 
         Returns:
-          pixels float[M, h, w, 3], codes int32[M, T], and the per-picture losses float[M] of codebook
-          mean (z_q - sg z)^2 and commitment mean (sg z_q - z)^2, without their weights.
+          pixels float[M, h, w, 3]; codes int32[M, T]; and three losses float32[M] without their weights: codebook
+          mean (z_q - sg z)^2, commitment mean (sg z_q - z)^2, and revival, the mean squared distance of the codes
+          that no picture used to their nearest vector (one figure for the batch, under stop-gradient of z).
         """
         z = normalize(self.encode(pixels))
-        codes = self.nearest(z)
-        z_q = normalize(self.codebook[...])[codes].reshape(z.shape)
+        codes, book = self.nearest(z), normalize(self.codebook[...])
+        z_q = book[codes].reshape(z.shape)
         codebook = jnp.mean((z_q - jax.lax.stop_gradient(z)) ** 2, axis=(1, 2, 3))
         commitment = jnp.mean((jax.lax.stop_gradient(z_q) - z) ** 2, axis=(1, 2, 3))
         through = z + jax.lax.stop_gradient(z_q - z)
-        return self.decoder(self.post_quant_conv(through)), codes, codebook, commitment
+
+        vectors = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
+        nearest = vectors[jnp.argmax(book @ vectors.T, axis=-1)]
+        unused = jnp.ones(len(book)).at[codes.reshape(-1)].set(0.0)
+        revival = jnp.mean(unused * jnp.mean((book - nearest) ** 2, axis=-1))
+        out = self.decoder(self.post_quant_conv(through))
+        return out, codes, codebook, commitment, jnp.broadcast_to(revival, commitment.shape)

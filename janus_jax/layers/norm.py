@@ -48,9 +48,15 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x):
         """float[M, h, w, C] -> float[M, h, w, C]."""
-        m, h, w, c = x.shape
-        x32 = x.astype(jnp.float32).reshape(m, h * w, self.num_groups, c // self.num_groups)
-        mean = x32.mean(axis=(1, 3), keepdims=True)
-        variance = jnp.var(x32, axis=(1, 3), keepdims=True)
-        y = ((x32 - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(m, h, w, c)
-        return (y * self.scale + self.bias).astype(x.dtype)
+        x32 = x.astype(jnp.float32)
+        mean = self._over_groups(x32.mean(axis=(1, 2)))
+        variance = self._over_groups(jnp.square(x32 - mean).mean(axis=(1, 2)))
+        gain = jax.lax.rsqrt(variance + self.eps) * self.scale
+        return (x32 * gain + (self.bias - mean * gain)).astype(x.dtype)
+
+    def _over_groups(self, per_channel):
+        """Mean over each group's channels, spread back: float[M, C] -> float[M, 1, 1, C]."""
+        m, c = per_channel.shape
+        grouped = per_channel.reshape(m, self.num_groups, -1)
+        spread = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
+        return spread.reshape(m, 1, 1, c)

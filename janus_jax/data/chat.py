@@ -1,0 +1,73 @@
+"""How text, pictures and roles are laid out as one string, and which parts of it are targets.
+
+A layout is a list of pieces; the whole string is tokenised at once, so that ids are those of the released processor,
+and a token is a target when it overlaps a target piece. Stages 1 and 2 are plain, stage 3 uses the chat template of
+the released models: `role: content`, a blank line after the user, end-of-sentence after the assistant.
+"""
+
+from typing import NamedTuple
+
+from janus_jax.data.tokenizer import SPECIAL
+
+CAPTION = "Describe the image in detail."
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+IMAGE, EOS = SPECIAL["image"], SPECIAL["eos"]
+
+
+class Piece(NamedTuple):
+    """A stretch of text, and whether its tokens are targets."""
+
+    text: str
+    target: bool = False
+
+
+def plain_caption(caption, *, instruction=CAPTION):
+    """Picture, fixed instruction, caption, end: the caption and the end are targets (Janus, section 3.2)."""
+    return [Piece(IMAGE + instruction), Piece(caption + EOS, True)]
+
+
+def plain_conversation(turns):
+    """Turns without roles: pictures where they stand, the rest and the end are targets."""
+    pieces = []
+    for i, turn in enumerate(turns):
+        for j, text in enumerate(turn["content"].split(IMAGE)):
+            text = text.strip("\n")
+            lead = " " if i and text and not j else ""
+            pieces += [Piece(IMAGE)] * bool(j) + [Piece(lead + text, True)] * bool(text)
+    return [*pieces, Piece(EOS, True)]
+
+
+def plain_text(text):
+    """A text and its end, all of it target."""
+    return [Piece(text + EOS, True)]
+
+
+def conversation(turns, *, roles, system=""):
+    """The chat template; assistant text and its end are targets.
+
+    Args:
+      turns: [{'role': 'user' | 'assistant', 'content': str}], alternating, the user first; an empty last assistant
+        turn leaves the prompt open for an answer.
+      roles: strings of user and assistant, ('User', 'Assistant') for Janus, ('<|User|>', '<|Assistant|>') for Pro.
+      system: the system prompt, given only where pictures are understood.
+    """
+    pieces = [Piece(f"{system}\n\n")] if system else []
+    for turn in turns:
+        content = turn["content"].strip()
+        if turn["role"] == "user":
+            pieces.append(Piece(f"{roles[0]}: {content}\n\n"))
+        elif content:
+            pieces += [Piece(f"{roles[1]}: "), Piece(content + EOS, True)]
+        else:
+            pieces.append(Piece(f"{roles[1]}:"))
+    return pieces
+
+
+def drawing_prompt(prompt, *, roles=None):
+    """What stands before a picture to draw: the bare prompt, or the chat template without a system prompt."""
+    if roles is None:
+        return [Piece(prompt)]
+    return conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}], roles=roles)

@@ -1,0 +1,116 @@
+"""Records on disk, by index: TensorFlow Datasets and ArrayRecord files, read through Grain.
+
+A source is opened by its `kind`; fields are renamed by a map in its config, {our name: its name}, so that data need
+no conversion. ArrayRecord files hold msgpack maps.
+"""
+
+import glob
+import json
+from pathlib import Path
+
+import grain
+import msgpack
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from janus_jax.data.image_ops import BadRecord
+
+
+class ArrayRecordSource:
+    """All files of a glob pattern, one msgpack map a record."""
+
+    def __init__(self, path):
+        files = sorted(glob.glob(str(path)))
+        if not files:
+            raise ValueError(f"No ArrayRecord file matches {str(path)!r}.")
+        self._records = grain.sources.ArrayRecordDataSource(files)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        try:
+            return msgpack.unpackb(self._records[index])
+        except (ValueError, msgpack.UnpackException):
+            raise BadRecord("unreadable record") from None
+
+
+class TfdsSource:
+    """A split of a prepared TensorFlow data set, its pictures left encoded."""
+
+    def __init__(self, path, *, split="train"):
+        if not (Path(path) / "dataset_info.json").is_file():
+            raise ValueError(f"No TensorFlow data set in {str(path)!r}: its dataset_info.json is missing.")
+        builder = tfds.builder_from_directory(path)
+        if split.split("[")[0] not in builder.info.splits:
+            raise ValueError(f"{str(path)!r} has no split {split!r}; known: {sorted(builder.info.splits)}.")
+        pictures = {k: tfds.decode.SkipDecoding() for k, f in builder.info.features.items() if _is_image(f)}
+        self._records = builder.as_data_source(split, decoders=pictures)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        return dict(self._records[index])
+
+
+def _is_image(feature):
+    return isinstance(feature, tfds.features.Image)
+
+
+KINDS = {"array_record": ArrayRecordSource, "tfds": TfdsSource}
+
+
+class Source:
+    """A named source: records with the field names that `tasks` knows."""
+
+    def __init__(self, name, *, kind, path, fields=None, **options):
+        """Opens it.
+
+        Args:
+          name: its name in config, for reports.
+          kind: a key of KINDS.
+          path: file pattern or folder.
+          fields: {our name: name in the record, or '=text' for a constant}; None keeps the record's own names.
+          **options: of the kind, `split` for tfds.
+
+        Raises:
+          ValueError: for an unknown kind, and for missing or empty data, with the source's name and the way out.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
+        try:
+            self._records = KINDS[kind](path, **options)
+        except ValueError as error:
+            raise ValueError(
+                f"Source {name!r}: {error} Name your data with --config.data.sources.{name}.path=..., or make a "
+                "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`."
+            ) from None
+        if not len(self._records):
+            raise ValueError(f"Source {name!r}: {str(path)!r} holds no records.")
+        self.name, self.fields = name, fields
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        """The record, its fields renamed."""
+        record = self._records[index]
+        if self.fields is None:
+            return record
+        pick = lambda name: name[1:] if name.startswith("=") else record.get(name)
+        return {ours: pick(theirs) for ours, theirs in self.fields.items()}
+
+
+def write_array_record(path, records):
+    """Writes records, dicts of strings, numbers and bytes, as one ArrayRecord file for random access."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(msgpack.packb(record))
+    writer.close()
+
+
+def write_json(path, value):
+    """Writes a small JSON file, readable by people."""
+    Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

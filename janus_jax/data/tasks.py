@@ -1,0 +1,181 @@
+"""One record to one Example: layout, targets, prompt drop, first-sentence rule. Nothing is decoded here.
+
+Records, whatever their source:
+    understanding   {"images": [bytes], "conversation": [{"role", "content"}]}, {"image", "caption"} or
+                    {"image", "question", "answer"}
+    text            {"text"} or {"conversation"}
+    generation      {"image", "prompt"} (and "prompt_short"), or {"codes", "prompt"}
+"""
+
+import re
+
+import numpy as np
+
+from janus_jax.batch import TASKS, Example
+from janus_jax.data import chat
+from janus_jax.data.image_ops import BadRecord, open_image
+
+FIRST_SENTENCE = re.compile(r"^.*?[.!?。！？](?=\s|$|[\u4e00-\u9fff])", re.DOTALL)
+
+
+class ExampleMaker:
+    """Makes examples of a stage's layout."""
+
+    def __init__(
+        self,
+        tokenizer,
+        *,
+        template,
+        und_tokens,
+        gen_tokens,
+        max_length,
+        roles=("User", "Assistant"),
+        system_prompt="",
+        prompt_drop=0.1,
+        first_sentence=0.0,
+        overlong="cut",
+    ):
+        """Sets the layout.
+
+        Args:
+          tokenizer: TextTokenizer.
+          template: 'plain' (stages 1 and 2) or 'chat' (stage 3).
+          und_tokens: features of a picture to understand.
+          gen_tokens: tokens of a picture to draw.
+          max_length: L, the longest example that fits a row.
+          roles: strings of user and assistant in the chat template.
+          system_prompt: stands before understanding conversations in the chat template.
+          prompt_drop: share of drawing prompts that become padding, for guidance.
+          first_sentence: share of drawing prompts cut to their first sentence.
+          overlong: 'cut' the end of texts that are too long, or 'skip' such examples.
+        """
+        self.tokenizer, self.template = tokenizer, template
+        self.und_tokens, self.gen_tokens, self.max_length = und_tokens, gen_tokens, max_length
+        self.roles, self.system_prompt = tuple(roles), system_prompt
+        self.prompt_drop, self.first_sentence, self.overlong = prompt_drop, first_sentence, overlong
+
+    def __call__(self, record, *, task, rng, record_id=""):
+        """Makes one example.
+
+        Args:
+          record: a dict, see the top of this file.
+          task: one of TASKS.
+          rng: numpy Generator of this record and epoch.
+          record_id: its name in reports.
+
+        Returns:
+          Example.
+
+        Raises:
+          BadRecord: for a missing field, an empty text, a broken picture, or a length that does not fit.
+        """
+        make = {"understanding": self._understanding, "text": self._text, "generation": self._generation}[task]
+        return make(record, rng)._replace(task=TASKS.index(task), record_id=record_id)
+
+    def _understanding(self, record, rng):
+        images = record["images"] if "images" in record else [_field(record, "image")]
+        if "conversation" in record:
+            turns = record["conversation"]
+        elif "caption" in record:
+            turns = [_turn("user", f"{chat.IMAGE}\n{chat.CAPTION}"), _turn("assistant", _text(record, "caption"))]
+        else:
+            question, answer = _text(record, "question"), _text(record, "answer")
+            turns = [_turn("user", f"{chat.IMAGE}\n{question}"), _turn("assistant", answer)]
+        if self.template == "chat":
+            pieces = chat.conversation(turns, roles=self.roles, system=self.system_prompt)
+        elif "caption" in record and "conversation" not in record:
+            pieces = chat.plain_caption(_text(record, "caption"))
+        else:
+            pieces = chat.plain_conversation(turns)
+        return self._lay_out(pieces, images)
+
+    def _text(self, record, rng):
+        if "conversation" not in record:
+            return self._lay_out(chat.plain_text(_text(record, "text")), ())
+        if self.template == "chat":
+            return self._lay_out(chat.conversation(record["conversation"], roles=self.roles), ())
+        return self._lay_out(chat.plain_conversation(record["conversation"]), ())
+
+    def _generation(self, record, rng):
+        drop, short = rng.random() < self.prompt_drop, rng.random() < self.first_sentence
+        prompt = _text(record, "prompt")
+        if short:
+            sentence = FIRST_SENTENCE.match(prompt)
+            prompt = record.get("prompt_short") or (sentence[0] if sentence else prompt)
+        pieces = chat.drawing_prompt(prompt, roles=self.roles if self.template == "chat" else None)
+        ids = self.tokenizer.encode("".join(p.text for p in pieces))[0]
+        room = self.max_length - self.gen_tokens - 2
+        if len(ids) > room:
+            if self.overlong == "skip" or self.template == "chat":
+                raise BadRecord("prompt too long")
+            ids = ids[:room]
+        if drop:
+            ids = [self.tokenizer.pad] * len(ids)
+        tokens = [self.tokenizer.bos, *ids, self.tokenizer.boi] + [self.tokenizer.image] * self.gen_tokens
+        picture = record["codes"] if "codes" in record else _checked(_field(record, "image"))
+        return Example(
+            tokens=np.array(tokens, np.int32),
+            text_weights=np.zeros(len(tokens), np.float32),
+            task=-1,
+            gen_images=(picture,),
+            gen_starts=(len(tokens) - self.gen_tokens,),
+        )
+
+    def _lay_out(self, pieces, images):
+        """BOS, then the pieces' tokens, each placeholder expanded to BOI, features, EOI; targets by overlap."""
+        t = self.tokenizer
+        ids, spans = t.encode("".join(p.text for p in pieces))
+        ends = np.cumsum([len(p.text) for p in pieces])
+        tokens, target, starts = [t.bos], [False], []
+        for token, (begin, end) in zip(ids, spans, strict=True):
+            if token == t.image:
+                starts.append(len(tokens) + 1)
+                tokens += [t.boi] + [t.image] * self.und_tokens + [t.eoi]
+                target += [False] * (self.und_tokens + 2)
+            else:
+                tokens.append(token)
+                first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end, "left")
+                target.append(any(p.target for p in pieces[first : last + 1]))
+        if len(starts) != len(images):
+            raise BadRecord("pictures and placeholders differ in number")
+        if len(tokens) > self.max_length:
+            if self.overlong == "skip" or (starts and starts[-1] + self.und_tokens > self.max_length):
+                raise BadRecord("example too long")
+            tokens, target = tokens[: self.max_length], target[: self.max_length]
+        if not any(target):
+            raise BadRecord("no target text")
+        return Example(
+            tokens=np.array(tokens, np.int32),
+            text_weights=np.array([*target[1:], False], np.float32),
+            task=-1,
+            und_images=tuple(_checked(i) for i in images),
+            und_starts=tuple(starts),
+        )
+
+
+def _turn(role, content):
+    return {"role": role, "content": content}
+
+
+def _field(record, name):
+    if record.get(name) is None:
+        raise BadRecord(f"no field {name!r}")
+    return record[name]
+
+
+def _text(record, name):
+    value = _field(record, name)
+    if isinstance(value, bytes):  # TFDS hands strings over as bytes
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise BadRecord("text is not UTF-8") from None
+    if not isinstance(value, str) or not value.strip():
+        raise BadRecord(f"empty {name!r}")
+    return value
+
+
+def _checked(image):
+    """Looks at the header, so that most broken pictures are found before the mixture counts them."""
+    open_image(image)
+    return image

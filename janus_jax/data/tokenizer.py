@@ -1,0 +1,87 @@
+"""Text to ids and back, with special tokens found by their strings: the numbers differ between released models."""
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIAL = {  # our name -> the string in DeepSeek's tokenizers (full-width bars)
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+    "image": "<image_placeholder>",
+    "boi": "<begin_of_image>",
+    "eoi": "<end_of_image>",
+}
+
+
+class TextTokenizer:
+    """Byte-level BPE read from a tokenizer.json.
+
+    Attributes:
+      bos, eos, pad, image, boi, eoi: special ids.
+      size: number of ids, special ones included.
+      text: the file's content, which checkpoints carry along.
+    """
+
+    def __init__(self, text):
+        """`text` is the content of a tokenizer.json.
+
+        Raises:
+          ValueError: when a special string is missing.
+        """
+        self.text = text
+        self._tokenizer = Tokenizer.from_str(text)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        missing = [s for s in SPECIAL.values() if self._tokenizer.token_to_id(s) is None]
+        if missing:
+            raise ValueError(f"The tokenizer has no token {missing[0]!r}; Janus needs all of {list(SPECIAL.values())}.")
+        for name, string in SPECIAL.items():
+            setattr(self, name, self._tokenizer.token_to_id(string))
+        self.size = self._tokenizer.get_vocab_size()
+
+    def encode(self, text):
+        """Ids of a text without BOS, and the character span (start, end) each stands for."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids):
+        """Text of ids, special tokens left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def load(path):
+    """Reads a tokenizer.json; a missing file is an error that says where one comes from."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"No text tokenizer at {str(path)!r}; `janus_jax.prepare` makes one beside its data, or name the "
+            "tokenizer.json of a released model with --config.data.tokenizer=FILE."
+        )
+    return TextTokenizer(path.read_text())
+
+
+def train(texts, *, vocab_size, extra=()):
+    """Trains a byte-complete BPE on texts: any text, whatever its script, can be encoded.
+
+    Args:
+      texts: iterable of strings.
+      vocab_size: number of ids, the 256 bytes and the special ones included.
+      extra: further strings that become one token each (role names, say).
+
+    Returns:
+      the content of a tokenizer.json.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [tokenizers.AddedToken(s, special=True, normalized=False) for s in (*SPECIAL.values(), *extra)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()

@@ -1,0 +1,1 @@
+"""The nets, and the page that puts them together."""

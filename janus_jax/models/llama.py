@@ -1,0 +1,116 @@
+"""The LLaMA-type LLM: pre-norm blocks of rotary attention and SwiGLU, scanned and rematerialised.
+
+RMSNorm in fp32, rotary positions in half-split layout, separate text head (REFERENCE: the released config).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from janus_jax import sharding
+from janus_jax.layers.attention import Attention, attention, rotate, segment_mask
+from janus_jax.layers.linear import Linear, SwiGLU, param
+from janus_jax.layers.norm import RMSNorm
+
+REMAT = ("none", "block")
+
+
+class Block(nnx.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, rngs, *, embed_dim, num_heads, num_kv_heads, mlp_dim, rope_theta, norm_eps):
+        self.rope_theta = rope_theta
+        self.attention_norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
+        self.attention = Attention(
+            rngs,
+            embed_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=embed_dim // num_heads,
+            bias=False,
+        )
+        self.mlp_norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
+        self.mlp = SwiGLU(rngs, embed_dim, mlp_dim)
+
+    def __call__(self, x, *, positions, attend):
+        """One block.
+
+        Args:
+          x: float[B, L, D].
+          positions: int32[B, L].
+          attend: (q, k, v) -> heads float[B, L, N, H]; in training a masked attention over the row, in sampling
+            one that reads and extends a cache.
+
+        Returns:
+          float[B, L, D].
+        """
+        q, k, v = self.attention.qkv(self.attention_norm(x))
+        turn = functools.partial(rotate, positions=positions, theta=self.rope_theta)
+        x = x + self.attention.merge(attend(turn(q), turn(k), v))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nnx.Module):
+    """Embedding table, a stack of blocks, final norm, and the text head (not tied to the table).
+
+    Fresh kernels are LeCun normal, the embedding table N(0, 0.02^2).
+    """
+
+    def __init__(
+        self,
+        rngs,
+        *,
+        vocab_size,
+        num_layers,
+        embed_dim,
+        num_heads,
+        num_kv_heads,
+        mlp_dim,
+        rope_theta=10_000.0,
+        norm_eps=1e-6,
+        remat="block",
+    ):
+        if remat not in REMAT:
+            raise ValueError(f"config.model.llm.remat is {remat!r}; known: {list(REMAT)}.")
+        self.remat, self.num_layers = remat, num_layers
+        block = functools.partial(
+            Block,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            mlp_dim=mlp_dim,
+            rope_theta=rope_theta,
+            norm_eps=norm_eps,
+        )
+        self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), nnx.initializers.normal(0.02))
+        self.layers = jax.vmap(lambda key: block(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num_layers))
+        self.norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
+        self.head = Linear(rngs, embed_dim, vocab_size, axes=("embed", "vocab"), bias=False)
+
+    def embed_tokens(self, tokens, *, dtype):
+        """int32[...] -> float[..., D] in `dtype`."""
+        table = sharding.constrain(self.embed.astype(dtype), "vocab", None)  # gathered over fsdp before the look-up
+        return table[tokens]
+
+    def __call__(self, x, *, positions, segment_ids):
+        """Hidden states of packed rows after the final norm.
+
+        Args:
+          x: float[B, L, D] embeddings.
+          positions: int32[B, L].
+          segment_ids: int32[B, L], 0 is padding.
+
+        Returns:
+          float[B, L, D].
+        """
+        attend = functools.partial(attention, mask=segment_mask(segment_ids))
+
+        def body(x, layer):
+            x = layer(x, positions=positions, attend=attend)
+            return sharding.constrain(x, "batch", "length", "act_embed"), None
+
+        body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
+        x, _ = jax.lax.scan(body, x, self.layers)
+        return self.norm(x)

@@ -1,0 +1,47 @@
+"""Between a module and its arrays: parameters travel as a flat dict {path: array}, `llm/layers/mlp/gate/kernel`.
+
+A `Network` describes a module without holding arrays. Whatever runs under a JAX transform takes the dict and merges
+it back into the module inside.
+"""
+
+import jax
+from flax import nnx, traverse_util
+
+
+class Network:
+    """A module's structure.
+
+    Attributes:
+      abstract: {path: ShapeDtypeStruct}, fp32.
+      axes: {path: logical axes of the trailing dimensions}.
+    """
+
+    def __init__(self, build):
+        """`build` makes the module from `nnx.Rngs`."""
+        self.build = build
+        module = jax.eval_shape(lambda key: build(nnx.Rngs(params=key)), jax.random.key(0))
+        self.graphdef, self.state = nnx.split(module)
+        self.abstract = _flat(nnx.to_pure_dict(self.state))
+        axes = nnx.to_pure_dict(nnx.map_state(lambda _, v: _Axes(v.get_metadata("axes")), self.state))
+        self.axes = {path: a.names for path, a in _flat(axes).items()}
+
+    def fresh(self, key):
+        """Freshly initialised parameters, {path: array}; jit it with the shardings wanted."""
+        return _flat(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1]))
+
+    def merge(self, params):
+        """The module with these parameters."""
+        state = jax.tree.map(lambda leaf: leaf, self.state)
+        nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(params, sep="/"))
+        return nnx.merge(self.graphdef, state)
+
+
+class _Axes:
+    """Keeps a tuple of axis names one leaf."""
+
+    def __init__(self, names):
+        self.names = names
+
+
+def _flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")

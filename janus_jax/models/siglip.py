@@ -1,0 +1,58 @@
+"""The SigLIP understanding encoder: a ViT without class token whose every token is a feature (ViT-L/16 at 384 px).
+
+As in Janus: exact (erf) GELU, LayerNorm eps 1e-6, final norm over all tokens, no pooling head.
+"""
+
+import functools
+
+import jax
+from einops import rearrange
+from flax import nnx
+
+from janus_jax.layers.attention import Attention, attention
+from janus_jax.layers.linear import Linear, Mlp, param
+from janus_jax.layers.norm import LayerNorm
+
+
+class EncoderBlock(nnx.Module):
+    """x + attention(norm x), then x + mlp(norm x), all with biases."""
+
+    def __init__(self, rngs, *, embed_dim, num_heads, mlp_dim, norm_eps):
+        heads = dict(num_heads=num_heads, num_kv_heads=num_heads, head_dim=embed_dim // num_heads)
+        self.attention_norm = LayerNorm(rngs, embed_dim, eps=norm_eps)
+        self.attention = Attention(rngs, embed_dim, **heads, bias=True)
+        self.mlp_norm = LayerNorm(rngs, embed_dim, eps=norm_eps)
+        self.mlp = Mlp(rngs, embed_dim, mlp_dim, embed_dim, axes=("embed", "mlp", "embed"))
+
+    def __call__(self, x):
+        """float[M, T, D] -> float[M, T, D]."""
+        x = x + self.attention.merge(attention(*self.attention.qkv(self.attention_norm(x))))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Siglip(nnx.Module):
+    """Pictures to features. Fresh kernels are LeCun normal, position embeddings N(0, 0.02^2)."""
+
+    def __init__(
+        self, rngs, *, image_size, patch_size, num_layers, embed_dim, num_heads, mlp_dim, norm_eps=1e-6, remat="block"
+    ):
+        self.image_size, self.patch_size, self.remat = image_size, patch_size, remat
+        self.num_tokens = (image_size // patch_size) ** 2
+        block = functools.partial(
+            EncoderBlock, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_eps=norm_eps
+        )
+        self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
+        normal = nnx.initializers.normal(0.02)
+        self.position = param(rngs, (self.num_tokens, embed_dim), ("position", "embed"), normal)
+        self.layers = jax.vmap(lambda key: block(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num_layers))
+        self.norm = LayerNorm(rngs, embed_dim, eps=norm_eps)
+
+    def __call__(self, pixels):
+        """float[M, h, w, 3] in [-1, 1] -> float[M, T, D] features, row-major."""
+        p = self.patch_size
+        patches = rearrange(pixels, "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
+        x = self.patch(patches) + self.position.astype(pixels.dtype)
+        body = lambda x, layer: (layer(x), None)
+        body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
+        x, _ = jax.lax.scan(body, x, self.layers)
+        return self.norm(x)

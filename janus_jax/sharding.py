@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from janus_jax.errors import UserError
+
 AXES = ("data", "fsdp", "tensor")
 
 RULES = {  # logical axis -> mesh axis
@@ -42,20 +44,20 @@ def make_mesh(*, data=1, fsdp=-1, tensor=1, devices=None):
     """Makes the `data x fsdp x tensor` mesh; one size may be -1 and takes the devices that are left.
 
     Raises:
-      ValueError: when the sizes do not multiply to the number of devices.
+      UserError: when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if -1 in sizes:
         rest = math.prod(s for s in sizes if s != -1)
         if sizes.count(-1) > 1 or len(devices) % rest:
-            raise ValueError(
+            raise UserError(
                 f"Mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {len(devices)} devices; "
                 "the fixed sizes must divide their number and one size at most may be -1."
             )
         sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices):
-        raise ValueError(
+        raise UserError(
             f"Mesh data={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} needs {math.prod(sizes)} devices, "
             f"there are {len(devices)}."
         )
@@ -72,11 +74,11 @@ def _spec(axes, *, ndim, name=""):
     """PartitionSpec of an array whose trailing dims are `axes`; leading (stacked) dims stay whole."""
     unknown = [a for a in axes if a is not None and a not in RULES]
     if unknown:
-        raise ValueError(f"{name}: logical axis {unknown[0]!r} is not in the sharding table; known: {sorted(RULES)}.")
+        raise UserError(f"{name}: logical axis {unknown[0]!r} is not in the sharding table; known: {sorted(RULES)}.")
     spec = [None if a is None else RULES[a] for a in axes]
     used = [m for s in spec if s for m in ((s,) if isinstance(s, str) else s)]
     if len(used) != len(set(used)):
-        raise ValueError(f"{name}: axes {axes} put two dimensions on one mesh axis.")
+        raise UserError(f"{name}: axes {axes} put two dimensions on one mesh axis.")
     return PartitionSpec(*[None] * (ndim - len(axes)), *spec)
 
 
@@ -89,14 +91,14 @@ def param_shardings(mesh, abstract, axes):
       axes: {path: logical axes}, flat, same keys.
 
     Raises:
-      ValueError: for an unknown axis name, two axes on one mesh axis, or a size that does not divide; with the path.
+      UserError: for an unknown axis name, two axes on one mesh axis, or a size that does not divide; with the path.
     """
     shardings = {}
     for path, leaf in abstract.items():
         spec = _spec(axes[path], ndim=len(leaf.shape), name=path)
         for size, mesh_axis in zip(leaf.shape, spec, strict=True):
             if mesh_axis and size % mesh.shape[mesh_axis]:
-                raise ValueError(
+                raise UserError(
                     f"{path}: size {size} of {leaf.shape} does not divide over {mesh_axis}={mesh.shape[mesh_axis]}; "
                     "choose another --config.mesh."
                 )

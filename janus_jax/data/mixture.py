@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from janus_jax.batch import TASKS
+from janus_jax.errors import UserError
 
 
 class Phase(NamedTuple):
@@ -37,10 +38,10 @@ class Mixture:
           unit: 'examples' counts examples; 'tokens' gives each task its share of tokens.
 
         Raises:
-          ValueError: for a ratio without a share, or a task with a share but no source.
+          UserError: for a ratio without a share, or a task with a share but no source.
         """
         if unit not in ("examples", "tokens"):
-            raise ValueError(f"config.data.mixture_unit is {unit!r}; known: ['examples', 'tokens'].")
+            raise UserError(f"config.data.mixture_unit is {unit!r}; known: ['examples', 'tokens'].")
         self.unit, self.counts = unit, whole(phase.ratio)
         self.block = _spread(self.counts)
         self.sources = {}
@@ -49,7 +50,7 @@ class Mixture:
                 continue
             weights = dict(phase.sources.get(task) or {})
             if not weights:
-                raise ValueError(f"The mixture {tuple(phase.ratio)} asks for {task} examples, but no source gives any.")
+                raise UserError(f"The mixture {tuple(phase.ratio)} asks for {task} examples, but no source gives any.")
             order = _spread(whole(weights.values()))
             self.sources[task] = [list(weights)[i] for i in order]
 
@@ -80,7 +81,7 @@ def whole(ratio):
     """The smallest whole numbers in a ratio: (0.5, 0, 1.5) -> (1, 0, 3)."""
     parts = [Fraction(str(r)) for r in ratio]
     if not parts or min(parts) < 0 or not sum(parts):
-        raise ValueError(f"A mixture needs shares >= 0 with a positive sum, not {tuple(ratio)}.")
+        raise UserError(f"A mixture needs shares >= 0 with a positive sum, not {tuple(ratio)}.")
     scale = math.lcm(*(p.denominator for p in parts))
     numbers = [int(p * scale) for p in parts]
     divisor = math.gcd(*numbers)

@@ -18,6 +18,7 @@ from janus_jax.data import image_ops
 from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.packing import empty_segment, lay_out, pack_group
+from janus_jax.errors import UserError
 
 
 class Layout(NamedTuple):
@@ -89,7 +90,7 @@ class BadRecords:
         """Notes an unusable one.
 
         Raises:
-          ValueError: when their share passes the limit (counted over at least a hundred records).
+          UserError: when their share passes the limit (counted over at least a hundred records).
         """
         with self._lock:
             self.seen += 1
@@ -97,7 +98,7 @@ class BadRecords:
             self.reasons[self.last.split(": ", 1)[-1]] += 1
             count = self.reasons.total()
         if count > self.limit * max(self.seen, 100):
-            raise ValueError(
+            raise UserError(
                 f"{count} of {self.seen} records are unusable, more than config.data.bad_record_limit="
                 f"{self.limit:.0%}: {dict(self.reasons)}, lately {self.last!r}. Mend the data or raise the limit."
             )
@@ -204,11 +205,11 @@ class Pipeline:
           host: this host's number, and how many there are.
 
         Raises:
-          ValueError: when shards, groups and hosts do not divide.
+          UserError: when shards, groups and hosts do not divide.
         """
         index, hosts = host
         if layout.groups % layout.shards or layout.shards % hosts:
-            raise ValueError(
+            raise UserError(
                 f"{layout.groups} pack groups, {layout.shards} virtual shards and {hosts} hosts do not divide: "
                 "config.data.shards must divide the stage's groups (batch / rows) and be a multiple of the hosts."
             )
@@ -264,7 +265,7 @@ class Pipeline:
         """Goes to saved positions; `states` may hold other hosts' shards too."""
         missing = [v for v in self.shards if str(v) not in states]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint holds the data positions of shards {sorted(states, key=int)}, not of {missing[0]}; "
                 "config.data.shards may not change during a stage."
             )

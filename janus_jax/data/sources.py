@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from janus_jax.data.image_ops import BadRecord
+from janus_jax.errors import UserError
 
 
 class ArrayRecordSource:
@@ -22,7 +23,7 @@ class ArrayRecordSource:
     def __init__(self, path):
         files = sorted(glob.glob(str(path)))
         if not files:
-            raise ValueError(f"No ArrayRecord file matches {str(path)!r}.")
+            raise UserError(f"No ArrayRecord file matches {str(path)!r}.")
         self._records = grain.sources.ArrayRecordDataSource(files)
 
     def __len__(self):
@@ -40,10 +41,10 @@ class TfdsSource:
 
     def __init__(self, path, *, split="train"):
         if not (Path(path) / "dataset_info.json").is_file():
-            raise ValueError(f"No TensorFlow data set in {str(path)!r}: its dataset_info.json is missing.")
+            raise UserError(f"No TensorFlow data set in {str(path)!r}: its dataset_info.json is missing.")
         builder = tfds.builder_from_directory(path)
         if split.split("[")[0] not in builder.info.splits:
-            raise ValueError(f"{str(path)!r} has no split {split!r}; known: {sorted(builder.info.splits)}.")
+            raise UserError(f"{str(path)!r} has no split {split!r}; known: {sorted(builder.info.splits)}.")
         pictures = {k: tfds.decode.SkipDecoding() for k, f in builder.info.features.items() if _is_image(f)}
         self._records = builder.as_data_source(split, decoders=pictures)
 
@@ -75,19 +76,19 @@ class Source:
           **options: of the kind, `split` for tfds.
 
         Raises:
-          ValueError: for an unknown kind, and for missing or empty data, with the source's name and the way out.
+          UserError: for an unknown kind, and for missing or empty data, with the source's name and the way out.
         """
         if kind not in KINDS:
-            raise ValueError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
+            raise UserError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
         try:
             self._records = KINDS[kind](path, **options)
-        except ValueError as error:
-            raise ValueError(
+        except UserError as error:
+            raise UserError(
                 f"Source {name!r}: {error} Name your data with --config.data.sources.{name}.path=..., or make a "
                 "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`."
             ) from None
         if not len(self._records):
-            raise ValueError(f"Source {name!r}: {str(path)!r} holds no records.")
+            raise UserError(f"Source {name!r}: {str(path)!r} holds no records.")
         self.name, self.fields = name, fields
 
     def __len__(self):

@@ -5,6 +5,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from janus_jax.errors import UserError
+
 SPECIAL = {  # our name -> the string in DeepSeek's tokenizers (full-width bars)
     "bos": "<｜begin▁of▁sentence｜>",
     "eos": "<｜end▁of▁sentence｜>",
@@ -28,7 +30,7 @@ class TextTokenizer:
         """`text` is the content of a tokenizer.json.
 
         Raises:
-          ValueError: when a special string is missing.
+          UserError: when a special string is missing.
         """
         self.text = text
         self._tokenizer = Tokenizer.from_str(text)
@@ -36,7 +38,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         missing = [s for s in SPECIAL.values() if self._tokenizer.token_to_id(s) is None]
         if missing:
-            raise ValueError(f"The tokenizer has no token {missing[0]!r}; Janus needs all of {list(SPECIAL.values())}.")
+            raise UserError(f"The tokenizer has no token {missing[0]!r}; Janus needs all of {list(SPECIAL.values())}.")
         for name, string in SPECIAL.items():
             setattr(self, name, self._tokenizer.token_to_id(string))
         self.size = self._tokenizer.get_vocab_size()
@@ -55,7 +57,7 @@ def load(path):
     """Reads a tokenizer.json; a missing file is an error that says where one comes from."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"No text tokenizer at {str(path)!r}; `janus_jax.prepare` makes one beside its data, or name the "
             "tokenizer.json of a released model with --config.data.tokenizer=FILE."
         )

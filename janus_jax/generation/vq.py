@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from janus_jax.layers.conv import AttentionBlock, Conv, Downsample, ResnetBlock, Upsample
+from janus_jax.layers.conv import (
+    AttentionBlock,
+    Conv,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+)
 from janus_jax.layers.linear import param
 from janus_jax.layers.norm import GroupNorm
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 
 from janus_jax.batch import TASKS
+from janus_jax.errors import UserError
 from janus_jax.generation import PATHS
 from janus_jax.generation.base import to_float
 from janus_jax.layers.linear import Mlp
@@ -163,5 +164,5 @@ class TokenizerTrainer(nnx.Module):
 def pick_path(kind):
     """The path class of a name; an unknown one is an error that lists the known."""
     if kind not in PATHS:
-        raise ValueError(f"config.model.generation.kind is {kind!r}; known paths: {sorted(PATHS)}.")
+        raise UserError(f"config.model.generation.kind is {kind!r}; known paths: {sorted(PATHS)}.")
     return PATHS[kind]

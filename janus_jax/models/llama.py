@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from janus_jax import sharding
+from janus_jax.errors import UserError
 from janus_jax.layers.attention import Attention, attention, rotate, segment_mask
 from janus_jax.layers.linear import Linear, SwiGLU, param
 from janus_jax.layers.norm import RMSNorm
@@ -73,7 +74,7 @@ class Llama(nnx.Module):
         remat="block",
     ):
         if remat not in REMAT:
-            raise ValueError(f"config.model.llm.remat is {remat!r}; known: {list(REMAT)}.")
+            raise UserError(f"config.model.llm.remat is {remat!r}; known: {list(REMAT)}.")
         self.remat, self.num_layers = remat, num_layers
         block = functools.partial(
             Block,

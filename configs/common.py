@@ -1,0 +1,96 @@
+"""What every config starts from. A model's own page names only what differs."""
+
+import difflib
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+VQ_16 = dict(  # LlamaGen's 72M tokenizer, 16x down
+    base_channels=128,
+    channel_mult=(1, 1, 2, 2, 4),
+    num_res_blocks=2,
+    z_channels=256,
+    codebook_size=16_384,
+    codebook_dim=8,
+    num_groups=32,
+)
+SIGLIP_L_16_384 = dict(
+    image_size=384,
+    patch_size=16,
+    num_layers=24,
+    embed_dim=1024,
+    num_heads=16,
+    mlp_dim=4096,
+    norm_eps=1e-6,
+    remat="block",
+)
+
+
+def get_config():
+    """Fields and defaults of every run."""
+    c = ConfigDict()
+    c.seed = 0
+    c.dtype = "auto"  # of the LLM and the understanding encoder: bf16 on accelerators, fp32 on CPU
+    c.init_from = ""  # a workdir or checkpoint whose parameters the first stage starts from
+    c.init_fresh = ("understanding/adaptor", "generation/(embed|adaptor|head)")  # what may start without one
+    c.log_every = 1
+    c.save_every = 1_000
+    c.keep_checkpoints = 2
+    c.max_skipped_steps = 10  # non-finite steps in a row before the run stops
+    c.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1 takes the devices that are left
+    c.optimizer = dict(b1=0.9, b2=0.95, eps=1e-8, clip=1.0)
+    c.model = ConfigDict()
+    c.data = dict(
+        tokenizer="",  # a tokenizer.json
+        sources=ConfigDict(),  # name -> kind, path, fields
+        shards=8,  # virtual shards: fixed for the life of a run, a multiple of every host count it will meet
+        window=128,  # examples a shard holds back for its packer
+        mixture_unit="examples",
+        roles=("User", "Assistant"),
+        system_prompt="",
+        prompt_drop=0.1,
+        first_sentence=0.0,
+        overlong="cut",
+        bad_record_limit=0.01,
+    )
+    return c
+
+
+def source(path, *, kind="array_record", fields=None, **options):
+    """A source of records; `fields` maps our names to the data's own."""
+    return ConfigDict(dict(kind=kind, path=path, fields=fields, **options))
+
+
+def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
+    """One stage. Mixture is understanding : text : generation; `sources` is {task: {source: weight}}."""
+    fields = dict(
+        mixture=mixture,
+        sources=sources,
+        phases=(),  # dicts of until (a step), mixture and sources, where these change during the stage
+        lr=lr,
+        decay="constant",
+        warmup=warmup,
+        steps=steps,
+        stop_at=placeholder(int),  # ends the stage early, its schedule unchanged
+        weight_decay=0.0,
+        batch=batch,  # packed rows
+        rows=2,  # R, rows of a pack group
+        length=4096,  # L, tokens of a row
+        und_slots=4,  # U and G: pictures a group holds, one above the mean of the mixture
+        gen_slots=8,
+        microbatches=1,
+        template="plain",  # stage 3: "chat"
+        frozen=placeholder(tuple),  # overrides the table of janus_jax/stages.py
+    )
+    return ConfigDict(fields | changes)
+
+
+def pick_stages(name, table):
+    """All stages in order, or the one whose name stands after the colon of --config."""
+    if name == "all":
+        return ConfigDict(table)
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"--config names no stage {name!r}; known stages: {list(table)}{hint}.")
+    return ConfigDict({name: table[name]})

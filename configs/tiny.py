@@ -1,0 +1,86 @@
+r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages in a quarter of an hour on 2 cores.
+
+    python -m janus_jax.prepare shapes --out=data/shapes
+    python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+The published architecture at 64 px: an 8x tokenizer with 64 codes a picture, an 8 px ViT, 2.2M parameters of LLM.
+"""
+
+from configs import common
+
+
+def get_config(stage="all"):
+    """The text after the colon is the stage; without one the whole recipe runs."""
+    c = common.get_config()
+    c.init_fresh = (".*",)  # nothing is pretrained at this size
+    c.save_every = 100
+    c.model.llm = dict(
+        vocab_size=384,
+        num_layers=5,
+        embed_dim=192,
+        num_heads=6,
+        num_kv_heads=6,
+        mlp_dim=512,
+        rope_theta=10_000.0,
+        norm_eps=1e-6,
+        remat="none",
+    )
+    c.model.understanding = dict(
+        encoder=dict(
+            image_size=64,
+            patch_size=8,
+            num_layers=3,
+            embed_dim=128,
+            num_heads=4,
+            mlp_dim=384,
+            norm_eps=1e-6,
+            remat="none",
+        )
+    )
+    c.model.generation = dict(
+        kind="vq",
+        image_size=64,
+        tokenizer=dict(
+            base_channels=8,
+            channel_mult=(1, 2, 4, 8),
+            num_res_blocks=1,
+            z_channels=64,
+            codebook_size=512,
+            codebook_dim=8,
+            num_groups=4,
+        ),
+        tokenizer_training=dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32),
+    )
+    c.data.tokenizer = "data/shapes/tokenizer.json"
+    c.data.sources = {
+        task: common.source(f"data/shapes/{task}-train.array_record") for task in ("understanding", "text", "generation")
+    }
+    c.data.shards = 4
+    c.data.roles = ("<|User|>", "<|Assistant|>")
+    sources = {task: {task: 1} for task in ("understanding", "text", "generation")}
+    shape = dict(rows=4, length=384)
+    # The tokenizer is trained first, in place of a pretrained one, and is frozen from then on. The understanding
+    # encoder and the LLM have no pretrained weights at this size either, so every stage trains them.
+    tokenizer_only = ("generation/tokenizer",)
+    c.stages = common.pick_stages(
+        stage,
+        {
+            "tokenizer": common.stage(
+                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_800, batch=16,
+                rows=4, length=640, und_slots=0, gen_slots=8,
+            ),
+            "1": common.stage(
+                mixture=(1, 0, 3), sources=sources, lr=1e-3, warmup=50, steps=100, batch=16,
+                und_slots=6, gen_slots=16, frozen=tokenizer_only, **shape,
+            ),
+            "2": common.stage(
+                mixture=(2, 3, 5), sources=sources, lr=1e-3, warmup=20, steps=600, batch=16,
+                und_slots=6, gen_slots=14, frozen=tokenizer_only, **shape,
+            ),
+            "3": common.stage(
+                mixture=(5, 1, 4), sources=sources, lr=1e-3, warmup=0, steps=300, batch=16,
+                und_slots=11, gen_slots=9, template="chat", frozen=tokenizer_only, **shape,
+            ),
+        },
+    )  # fmt: skip
+    return c

@@ -1,0 +1,155 @@
+"""From a resolved config, a plain dict, to the parts of a run: network, mesh, data, optimizer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax import checkpoint, cli, optimizer, sharding, stages
+from janus_jax.batch import TASKS
+from janus_jax.data import tokenizer as text_tokenizer
+from janus_jax.data.mixture import Phase
+from janus_jax.data.pipeline import Layout, Pipeline
+from janus_jax.data.sources import Source
+from janus_jax.data.tasks import ExampleMaker
+from janus_jax.errors import UserError
+from janus_jax.models.janus import Janus, TokenizerTrainer
+from janus_jax.models.network import Network
+
+
+def build_network(config, stage):
+    """The network a stage trains: the whole model, or the generation tokenizer alone."""
+    dtype, model = jnp.dtype(cli.compute_dtype(config["dtype"])), config["model"]
+    if stage == stages.TOKENIZER:
+        return Network(functools.partial(TokenizerTrainer, generation=model["generation"], dtype=dtype))
+    return Network(functools.partial(Janus, **model, dtype=dtype))
+
+
+def load_model(path, *, mesh):
+    """A trained model from a checkpoint, for drawing and answering.
+
+    Args:
+      path: a workdir or a checkpoint.
+      mesh: where the parameters go.
+
+    Returns:
+      network, {path: array} in the compute dtype (the tokenizer fp32), TextTokenizer, and the run's config.
+    """
+    saved = checkpoint.open_saved(path)
+    config, stage = saved.about["config"], saved.about["stage"]
+    if stage == stages.TOKENIZER:
+        raise UserError(f"The newest checkpoint of {str(path)!r} holds a picture tokenizer alone; train its next stage first.")
+    network = build_network(config, stage)
+    places = sharding.param_shardings(mesh, network.abstract, network.axes)
+    dtypes = held_dtypes(network, config, frozen=network.abstract)
+    wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}
+    return network, checkpoint.load_params(saved, wanted), text_tokenizer.TextTokenizer(saved.about["tokenizer"]), config
+
+
+def held_dtypes(network, config, *, frozen):
+    """{path: dtype} that parameters are held in: fp32 where they train and in the tokenizer, whose ids bf16 changes."""
+    compute = jnp.dtype(cli.compute_dtype(config["dtype"]))
+    low = lambda path: path in frozen and not path.startswith("generation/tokenizer/")
+    return {path: compute if low(path) else jnp.dtype("float32") for path in network.abstract}
+
+
+def build_optimizer(config, stage, network):
+    """The stage's optimizer and its learning-rate schedule."""
+    s = config["stages"][stage]
+    rate = optimizer.schedule(lr=s["lr"], steps=s["steps"], warmup=s["warmup"], decay=s["decay"])
+    return optimizer.make(rate, weight_decay=s["weight_decay"], axes=network.axes, **config["optimizer"]), rate
+
+
+def frozen_patterns(config, stage):
+    """What the stage freezes: the table of `stages`, or the config's own."""
+    own = config["stages"][stage]["frozen"]
+    return stages.FROZEN[stage] if own is None else tuple(own)
+
+
+def build_pipeline(config, stage, network, *, mesh, host):
+    """The stage's data on this host.
+
+    Args:
+      config, stage: what to train.
+      network: Network, for the numbers of tokens a picture takes.
+      mesh: the pack groups must divide over it.
+      host: this host's number, and how many there are.
+
+    Returns:
+      Pipeline and the TextTokenizer.
+
+    Raises:
+      UserError: for missing data, and for sizes that do not divide.
+    """
+    data, s, model = config["data"], config["stages"][stage], config["model"]
+    groups = check_division(s, mesh)
+    phases = phases_of(s)
+    names = source_names(s)
+    unknown = [n for n in names if n not in data["sources"]]
+    if unknown:
+        raise UserError(f"Stage {stage} mixes source {unknown[0]!r}; config.data.sources has {sorted(data['sources'])}.")
+    tokenizer = text_tokenizer.load(data["tokenizer"])
+    if tokenizer.size > model["llm"]["vocab_size"]:
+        raise UserError(
+            f"The text tokenizer has {tokenizer.size} tokens, config.model.llm.vocab_size is {model['llm']['vocab_size']}."
+        )
+    encoder, generation = model["understanding"]["encoder"], model["generation"]
+    make = ExampleMaker(
+        tokenizer,
+        template=s["template"],
+        und_tokens=(encoder["image_size"] // encoder["patch_size"]) ** 2,
+        gen_tokens=network.merge(network.abstract).generation.num_tokens,
+        max_length=s["length"],
+        **{k: data[k] for k in ("roles", "system_prompt", "prompt_drop", "first_sentence", "overlong")},
+    )
+    layout = Layout(
+        groups=groups,
+        und_size=encoder["image_size"],
+        gen_size=generation["image_size"],
+        window=data["window"],
+        shards=data["shards"],
+        **{k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")},
+    )
+    pipeline = Pipeline(
+        layout=layout,
+        sources={name: Source(name, **data["sources"][name]) for name in names},
+        make=make,
+        phases=phases,
+        seed=stage_seed(config, stage),
+        pad_id=tokenizer.pad,
+        unit=data["mixture_unit"],
+        bad_limit=data["bad_record_limit"],
+        host=host,
+    )
+    return pipeline, tokenizer
+
+
+def phases_of(s):
+    """A stage's phases; the last one lasts to its end."""
+    phases = [Phase(p["until"], p.get("mixture", s["mixture"]), p.get("sources", s["sources"])) for p in s["phases"]]
+    return [*phases, Phase(s["steps"], s["mixture"], s["sources"])]
+
+
+def source_names(s):
+    """Names of the sources that a stage mixes in any of its phases."""
+    shares = [(p.sources.get(task) or {}, share) for p in phases_of(s) for task, share in zip(TASKS, p.ratio, strict=True)]
+    return sorted({name for sources, share in shares if share for name in sources})
+
+
+def check_division(s, mesh):
+    """Number of pack groups, S; sizes that do not divide are an error with the numbers."""
+    if s["batch"] % s["rows"]:
+        raise UserError(f"Batch {s['batch']} does not divide into pack groups of {s['rows']} rows (config.stages.*.rows).")
+    groups, parts = s["batch"] // s["rows"], sharding.batch_divisor(mesh) * s["microbatches"]
+    if groups % parts:
+        raise UserError(
+            f"Batch {s['batch']} makes {groups} pack groups of {s['rows']} rows, which do not divide over data x fsdp x "
+            f"microbatches = {parts}; use a batch that is a multiple of {parts * s['rows']}, fewer rows a group, or "
+            "another --config.mesh."
+        )
+    return groups
+
+
+def stage_seed(config, stage):
+    """Stages draw differently from one seed."""
+    return config["seed"] * len(stages.ORDER) + stages.ORDER.index(stage)

@@ -1,0 +1,148 @@
+"""Checkpoints: parameters, optimizer and data position saved together, asynchronously and atomically, by Orbax.
+
+    WORKDIR/checkpoints/STEP/params      {part: {...: array}}, nested as in the papers' figure
+    WORKDIR/checkpoints/STEP/optimizer   optimizer state, step and counters of the stage
+    WORKDIR/checkpoints/STEP/about       JSON: resolved config, stage, data position, the text tokenizer
+
+A step that was cut off while it was written is never seen; one that turns out damaged is named and the one before it
+is taken. Arrays come back on any mesh.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from absl import logging
+from flax import traverse_util
+from orbax.checkpoint import v1 as ocp
+
+from janus_jax.errors import UserError
+
+DAMAGE = (KeyError, ValueError, OSError, TypeError)  # what Orbax raises for missing or broken files
+
+
+class Saved(NamedTuple):
+    """One complete step on disk.
+
+    Attributes:
+      directory: the folder that holds the steps.
+      step: its number, counted over the whole recipe.
+      about: stage, stage_start, config, data position, tokenizer.
+    """
+
+    directory: Path
+    step: int
+    about: dict
+
+
+class Writer:
+    """Saves steps into a workdir, keeping the newest few."""
+
+    def __init__(self, workdir, *, keep):
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            str(Path(workdir).absolute() / "checkpoints"),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.LatestN(keep),
+        )
+
+    def save(self, step, *, params, optimizer, about):
+        """Starts saving a step; `params` is flat, `about` plain JSON."""
+        tree = traverse_util.unflatten_dict(params, sep="/")
+        items = {"params": tree, "optimizer": optimizer, "about": {"json": json.dumps(about)}}
+        self._checkpointer.save_checkpointables_async(step, items)
+
+    def wait(self):
+        """Returns when everything is on disk."""
+        self._checkpointer.close()
+
+
+def steps(directory):
+    """Complete steps in a folder of checkpoints, newest first."""
+    names = Path(directory).glob("[0-9]*")
+    done = [int(p.name) for p in names if p.name.isdigit() and (p / "commit_success.txt").exists()]
+    return sorted(done, reverse=True)
+
+
+def newest(path, *, stage=None):
+    """The newest complete step of a workdir, or the very step that the path names.
+
+    Args:
+      path: a workdir, or one step's folder.
+      stage: only steps of this stage.
+
+    Returns:
+      Saved, or None when there is none.
+    """
+    path = Path(path).absolute()
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        directory, found = path.parent, [int(path.name)] if path.is_dir() else []
+    else:
+        directory = path / "checkpoints"
+        found = steps(directory)
+    for step in found:
+        try:
+            about = _load(directory, step, {"about": None})["about"]
+            saved = Saved(directory, step, json.loads(about["json"]))
+        except DAMAGE as error:
+            logging.warning("Checkpoint %s is damaged and skipped: %s", directory / str(step), str(error)[:200])
+            continue
+        if stage in (None, saved.about["stage"]):
+            return saved
+    return None
+
+
+def open_saved(path):
+    """As `newest`, but a missing checkpoint is an error that says what was looked for."""
+    saved = newest(path)
+    if saved is None:
+        raise UserError(f"No complete checkpoint in {str(path)!r}; give a workdir of a run, or one of its checkpoints/STEP.")
+    return saved
+
+
+def param_shapes(saved):
+    """{path: shape} of the parameters that a saved step holds."""
+    metadata = ocp.checkpointables_metadata(saved.directory / str(saved.step)).metadata["params"]
+    return {path: tuple(m.shape) for path, m in traverse_util.flatten_dict(metadata, sep="/").items()}
+
+
+def load_params(saved, abstract):
+    """Reads parameters.
+
+    Args:
+      saved: Saved.
+      abstract: {path: ShapeDtypeStruct with its sharding}, any part of what is saved; dtypes are cast to.
+
+    Returns:
+      {path: array}.
+
+    Raises:
+      UserError: for a shape that differs, with the parameter's path.
+    """
+    shapes = param_shapes(saved)
+    for path, leaf in abstract.items():
+        if shapes[path] != leaf.shape:
+            raise UserError(
+                f"{path} is {shapes[path]} in checkpoint {str(saved.directory / str(saved.step))!r} and {leaf.shape} "
+                "in the config; use the config the checkpoint was made with."
+            )
+    tree = traverse_util.unflatten_dict(abstract, sep="/")
+    return traverse_util.flatten_dict(_load(saved.directory, saved.step, {"params": tree})["params"], sep="/")
+
+
+def load_optimizer(saved, abstract):
+    """Reads optimizer state and counters like `abstract`."""
+    return _load(saved.directory, saved.step, {"optimizer": abstract})["optimizer"]
+
+
+def _load(directory, step, items):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return ocp.load_checkpointables(directory / str(step), items)
+
+
+def abstract_like(leaf, sharding):
+    """ShapeDtypeStruct of a leaf on a sharding."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,82 @@
+"""How every command starts and ends: flags, logging, exit codes.
+
+0 means done, 2 a user's mistake, told in a sentence, and 75 (try again later) that SIGTERM came, the state was saved
+and the same command continues.
+"""
+
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections.config_dict import config_dict
+from ml_collections.config_flags import config_flags
+
+from janus_jax.errors import UserError
+
+PREEMPTED = 75
+
+
+def config_flag():
+    """Defines --config, a file like configs/pro_7b.py or configs/pro_7b.py:2."""
+    return config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for one stage.", lock_config=True)
+
+
+def config_file():
+    """The path given to --config, without its stage."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).rsplit(":", 1)[0]
+
+
+def run(main, *, usage):
+    """Runs a command's main(); `usage` is its module docstring, shown by --help."""
+    sys.modules["__main__"].__doc__ = usage
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.python_handler.setFormatter(_Plain())
+    handler.addFilter(lambda record: record.levelno > 20 or "janus_jax" in record.pathname)  # Orbax tells every move
+    try:
+        app.run(lambda _: main(), flags_parser=_parse)
+    except UserError as error:
+        _stop(error)
+
+
+def _parse(argv):
+    """Parses flags; what is wrong with them is a user's mistake too, misspelt config fields included."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, config_dict.JSONDecodeError) as error:
+        _stop(error.args[0] if error.args else error)
+    if rest[1:]:
+        _stop(f"Unknown argument {rest[1]!r}; flags look like --name=value, --help lists them.")
+    return rest
+
+
+def _stop(message):
+    """Says what went wrong and exits with code 2."""
+    print(f"Error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+class _Plain(logging.PythonFormatter):
+    """Time and message; the file and line only where something is wrong."""
+
+    def format(self, record):
+        place = "" if record.levelno <= 20 else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, '%H:%M:%S')} {place}{record.getMessage()}"
+
+
+def compute_dtype(name):
+    """'auto' is bf16 on accelerators and fp32 on CPU."""
+    known = {"auto": None, "float32": "float32", "bfloat16": "bfloat16"}
+    if name not in known:
+        raise UserError(f"config.dtype is {name!r}; known: {sorted(known)}.")
+    return known[name] or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def enable_compile_cache(folder):
+    """Keeps compiled programs in a folder, so that the next start is quick."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+__all__ = ["PREEMPTED", "compute_dtype", "config_flag", "enable_compile_cache", "flags", "run"]

@@ -1,0 +1,308 @@
+"""Trains a recipe, stage after stage, in one workdir, and picks up where it stopped.
+
+    python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
+    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b --config.init_from=runs/other
+
+Without :STAGE all stages of the config run in order. Any field can be changed: --config.seed=1,
+--config.stages.2.steps=500, --config.data.sources.captions.path='/data/*.array_record'.
+
+A stage starts from the first of these that exists:
+    1. its own newest checkpoint in the workdir: everything continues, bit for bit
+    2. the newest checkpoint of a stage before it in the workdir: parameters only
+    3. --config.init_from, a workdir or a checkpoint: parameters only
+    4. nothing, where --config.init_fresh lets every parameter start fresh
+
+The workdir holds checkpoints/, metrics.jsonl (one JSON object a step), TensorBoard events and config.json.
+"""
+
+import glob
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+
+from janus_jax import assembly, checkpoint, cli, flops, sharding, stages, train_step
+from janus_jax.data.pipeline import Prefetch
+from janus_jax.errors import UserError
+from janus_jax.metrics import Log, Progress, peak_flops, readable
+from janus_jax.models.janus import pick_path
+from janus_jax.train_step import TrainState
+
+CONFIG = cli.config_flag()
+WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> without it.")
+
+
+def main():
+    """Reads the flags and runs the stages; after SIGTERM the state is saved and the exit code is 75."""
+    if CONFIG.value is None:
+        raise UserError("Name a config: python -m janus_jax.train --config=configs/tiny.py.")
+    workdir = Path(WORKDIR.value or f"runs/{Path(cli.config_file()).stem}").absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    cli.enable_compile_cache(workdir / ".jax_cache")
+    (workdir / "config.json").write_text(CONFIG.value.to_json_best_effort(indent=1))
+    preempted = []
+    signal.signal(signal.SIGTERM, lambda *_: preempted.append(True))
+    for stage in CONFIG.value.stages:
+        train_stage(CONFIG.value.to_dict(), stage, workdir, preempted=preempted)
+        if preempted:
+            sys.exit(cli.PREEMPTED)
+
+
+def train_stage(config, stage, workdir, *, preempted):
+    """Sets a stage up, restores it, and loops to its end.
+
+    Args:
+      config: resolved config, a plain dict.
+      stage: a key of config['stages'].
+      workdir: folder of the run.
+      preempted: a list that fills when the run must save and stop.
+    """
+    s = config["stages"][stage]
+    last = s["stop_at"] or s["steps"]
+    start = checkpoint.newest(workdir)
+    if start and _comes_after(start.about["stage"], stage):
+        return
+    resumed = start if start and start.about["stage"] == stage else None
+    if resumed and resumed.step - resumed.about["stage_start"] >= last:
+        return
+
+    mesh = sharding.make_mesh(**config["mesh"])
+    network = assembly.build_network(config, stage)
+    _check_room(config, stage, network, mesh)
+    host = (jax.process_index(), jax.process_count())
+    pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host)
+    tx, rate = assembly.build_optimizer(config, stage, network)
+    with jax.set_mesh(mesh):
+        if resumed:
+            state = _resume(resumed, config, stage, network, tx, mesh)
+            pipeline.set_state(resumed.about["data"])
+            stage_start = resumed.about["stage_start"]
+        else:
+            state = _begin(start, config, stage, network, tx, mesh)
+            stage_start = start.step if start else 0
+        log = Log(workdir, resumed_step=stage_start + int(state.step))
+        logging.info("Stage %s: %s", stage, _describe(state, mesh, resumed, start))
+        about = {"stage": stage, "stage_start": stage_start, "config": _plain(config), "tokenizer": tokenizer.text}
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        step = train_step.make(
+            network, tx, learning_rate=rate, microbatches=s["microbatches"], seed=assembly.stage_seed(config, stage)
+        )
+        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+        writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
+        try:
+            _loop(
+                step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
+                writer=writer, preempted=preempted,
+            )  # fmt: skip
+        finally:
+            writer.wait()
+            log.close()
+
+
+def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, preempted):
+    """Steps to the end of the stage. Metrics are read one step late, when the next step is already on its way."""
+    count_flops = _flops_counter(config, state)
+    peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
+    progress = Progress(f"stage {stage}", done=done, total=last)
+    data = Prefetch(pipeline)
+    pending, saved_at, before = None, offset + done, time.perf_counter()
+    skipped = 0
+
+    def report(late):
+        nonlocal before, skipped
+        number, packed, metrics = late
+        values = readable(jax.device_get(metrics))
+        seconds, before = time.perf_counter() - before, time.perf_counter()
+        useful = count_flops(packed.stats)
+        skipped = 0 if values.pop("finite") else skipped + 1
+        values |= {k: packed.stats[k] for k in ("token_fill", "slot_fill", "ratio")}
+        values |= {
+            "tokens_per_second": packed.stats["tokens"] / seconds,
+            "mfu": useful / seconds / peak,
+            "seconds": seconds,
+        }
+        if number % config["log_every"] == 0 or number == last:
+            log.write(offset + number, {"stage": stage, **values})
+        progress.update(number, f"loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s")
+        if skipped >= config["max_skipped_steps"]:
+            raise UserError(
+                f"Loss or gradient was not finite at {skipped} steps in a row, the last one {offset + number}, with "
+                f"records {packed.record_ids[:8]}; the last good checkpoint is step {saved_at}. Lower "
+                f"config.stages.{stage}.lr or look at these records."
+            )
+
+    try:
+        while done < last and not preempted:
+            packed = next(data)
+            state, metrics = step(state, sharding.put_batch(mesh, packed.batch))
+            if pending:
+                report(pending)
+            done += 1
+            pending = (done, packed, metrics)
+            if done % config["save_every"] == 0 or done == last or preempted:
+                report(pending)
+                pending = None
+                _save(writer, offset + done, state, about | {"data": data.get_state()})
+                saved_at = offset + done
+                before = time.perf_counter()
+        if preempted and saved_at != offset + done:
+            report(pending) if pending else None
+            _save(writer, offset + done, state, about | {"data": data.get_state()})
+    finally:
+        data.close()
+        progress.close()
+
+
+def _save(writer, number, state, about):
+    optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
+    writer.save(number, params=state.trainable | state.frozen, optimizer=optimizer, about=about)
+
+
+def _begin(saved, config, stage, network, tx, mesh):
+    """A stage's first state: parameters of the stage before or of init_from, fresh ones where allowed."""
+    if saved is None and config["init_from"]:
+        saved = checkpoint.open_saved(config["init_from"])
+    abstract = _abstract_params(config, stage, network, mesh)
+    held = checkpoint.param_shapes(saved) if saved else {}
+    missing = [path for path in abstract if path not in held]
+    _check_missing(missing, saved, config, stage)
+    loaded = checkpoint.load_params(saved, {p: a for p, a in abstract.items() if p in held}) if saved else {}
+    fresh = {}
+    if missing:
+        make = lambda key: {p: a.astype(abstract[p].dtype) for p, a in network.fresh(key).items() if p in missing}
+        places = {p: abstract[p].sharding for p in missing}
+        fresh = jax.jit(make, out_shardings=places)(jax.random.key(config["seed"]))
+    params = loaded | fresh
+    if stage != stages.TOKENIZER:
+        params = _start_from_tokenizer(params, missing, config)
+    trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
+    replicated = sharding.replicated(mesh)
+    zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), replicated)
+    opt_state = jax.jit(tx.init, out_shardings=_optimizer_shardings(tx, trainable, mesh))(trainable)
+    return TrainState(zero(), trainable, frozen, opt_state, zero())
+
+
+def _start_from_tokenizer(params, missing, config):
+    """Fresh parts that take their start from the tokenizer, as the path says."""
+    inside = {p.removeprefix("generation/"): a for p, a in params.items() if p.startswith("generation/")}
+    started = pick_path(config["model"]["generation"]["kind"]).start_from_tokenizer(inside)
+    return params | {f"generation/{p}": a for p, a in started.items() if f"generation/{p}" in missing}
+
+
+def _check_missing(missing, saved, config, stage):
+    """Parameters that neither a checkpoint nor init_fresh provides are an error that names the way out."""
+    allowed = stages.matching(config["init_fresh"], missing)
+    lacking = sorted({"/".join(p.split("/")[:2]) for p in missing if p not in allowed})
+    if not lacking:
+        return
+    if saved is None:
+        raise UserError(
+            f"Stage {stage} has no checkpoint to start from: nothing provides {lacking}. Run the stage before it in "
+            "this workdir, or name a workdir or checkpoint that holds them with --config.init_from=DIR."
+        )
+    raise UserError(
+        f"Checkpoint {str(saved.directory / str(saved.step))!r} has no {lacking}. To start them fresh, add their "
+        "names to --config.init_fresh."
+    )
+
+
+def _abstract_params(config, stage, network, mesh):
+    """{path: ShapeDtypeStruct} as the stage holds its parameters."""
+    _, frozen = stages.split(network.abstract, assembly.frozen_patterns(config, stage))
+    dtypes = assembly.held_dtypes(network, config, frozen=frozen)
+    places = sharding.param_shardings(mesh, network.abstract, network.axes)
+    struct = lambda p, a: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p])
+    return {path: struct(path, a) for path, a in network.abstract.items()}
+
+
+def _optimizer_shardings(tx, trainable, mesh):
+    """Moments lie where their parameters lie, counters everywhere."""
+    return optax.tree.map_params(
+        tx,
+        lambda _, p: p.sharding,
+        jax.eval_shape(tx.init, trainable),
+        trainable,
+        transform_non_params=lambda _: sharding.replicated(mesh),
+    )
+
+
+def _resume(saved, config, stage, network, tx, mesh):
+    """The state a checkpoint of this very stage holds, on today's mesh."""
+    abstract = _abstract_params(config, stage, network, mesh)
+    trainable, frozen = stages.split(abstract, assembly.frozen_patterns(config, stage))
+    places = _optimizer_shardings(tx, trainable, mesh)
+    opt_state = jax.tree.map(checkpoint.abstract_like, jax.eval_shape(tx.init, trainable), places)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
+    wanted = {"opt_state": opt_state, "step": scalar, "skipped": scalar}
+    params = checkpoint.load_params(saved, abstract)
+    restored = checkpoint.load_optimizer(saved, wanted)
+    return TrainState(
+        step=restored["step"],
+        trainable={p: params[p] for p in trainable},
+        frozen={p: params[p] for p in frozen},
+        opt_state=restored["opt_state"],
+        skipped=restored["skipped"],
+    )
+
+
+def _check_room(config, stage, network, mesh):
+    """Says before anything is allocated when the state cannot fit: 12 bytes and 4 of gradient where it trains."""
+    trainable, frozen = stages.split(_abstract_params(config, stage, network, mesh), assembly.frozen_patterns(config, stage))
+    size = lambda leaf, width: width * math.prod(leaf.sharding.shard_shape(leaf.shape))
+    need = sum(size(a, 16) for a in trainable.values()) + sum(size(a, a.dtype.itemsize) for a in frozen.values())
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    if limit is None:
+        limit, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), need * jax.local_device_count()
+    absent = _absent_data(config, stage)
+    if need <= limit and not absent:
+        return
+    memory = f"stage {stage} needs {need / 2**30:.1f} GiB a device for its state and there are {limit / 2**30:.1f}"
+    ways = []
+    if need > limit:
+        ways.append("run on more devices (--config.mesh spreads it)")
+    if absent:
+        ways.append("name your data with --config.data.sources.NAME.path=... and --config.data.tokenizer=...")
+    missing = " and ".join(([memory] if need > limit else []) + ([f"no data lie at {absent}"] if absent else []))
+    raise UserError(f"Cannot train here: {missing}; {', and '.join(ways)}.")
+
+
+def _absent_data(config, stage):
+    """Paths of the stage's sources, and the text tokenizer's, where nothing lies."""
+    used = assembly.source_names(config["stages"][stage])
+    paths = [config["data"]["sources"][n]["path"] for n in used if n in config["data"]["sources"]]
+    return [path for path in [*paths, config["data"]["tokenizer"]] if not glob.glob(str(path))]
+
+
+def _comes_after(stage, other):
+    return stages.ORDER.index(stage) > stages.ORDER.index(other)
+
+
+def _flops_counter(config, state):
+    model, trainable = config["model"], tuple(state.trainable)
+    return lambda stats: sum(flops.step(stats, **model, trainable=trainable).values())
+
+
+def _describe(state, mesh, resumed, start):
+    count = lambda tree: f"{sum(a.size for a in tree.values()) / 1e6:.1f}M"
+    origin = f"continues at step {resumed.step}" if resumed else f"starts from step {start.step}" if start else "starts"
+    shape = " x ".join(f"{a}={n}" for a, n in mesh.shape.items())
+    return f"{origin}; {count(state.trainable)} parameters train, {count(state.frozen)} are frozen; mesh {shape}"
+
+
+def _plain(value):
+    """A config as JSON: tuples become lists."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+if __name__ == "__main__":
+    cli.run(main, usage=__doc__)

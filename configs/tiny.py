@@ -3,7 +3,7 @@ r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages in
     python -m janus_jax.prepare shapes --out=data/shapes
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-The published architecture at 64 px: an 8x tokenizer with 64 codes a picture, an 8 px ViT, 2.2M parameters of LLM.
+The published architecture at 64 px: an 8x tokenizer with 64 codes a picture, a 16 px ViT, 1.2M parameters of LLM.
 """
 
 from configs import common
@@ -17,10 +17,10 @@ def get_config(stage="all"):
     c.model.llm = dict(
         vocab_size=384,
         num_layers=5,
-        embed_dim=192,
-        num_heads=6,
-        num_kv_heads=6,
-        mlp_dim=512,
+        embed_dim=128,
+        num_heads=4,
+        num_kv_heads=4,
+        mlp_dim=384,
         rope_theta=10_000.0,
         norm_eps=1e-6,
         remat="none",
@@ -28,8 +28,8 @@ def get_config(stage="all"):
     c.model.understanding = dict(
         encoder=dict(
             image_size=64,
-            patch_size=8,
-            num_layers=3,
+            patch_size=16,
+            num_layers=4,
             embed_dim=128,
             num_heads=4,
             mlp_dim=384,
@@ -58,7 +58,7 @@ def get_config(stage="all"):
     c.data.shards = 4
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = {task: {task: 1} for task in ("understanding", "text", "generation")}
-    shape = dict(rows=4, length=384)
+    shape = dict(rows=4, length=256)
     # The tokenizer is trained first, in place of a pretrained one, and is frozen from then on. The understanding
     # encoder and the LLM have no pretrained weights at this size either, so every stage trains them.
     tokenizer_only = ("generation/tokenizer",)
@@ -70,16 +70,16 @@ def get_config(stage="all"):
                 rows=4, length=640, und_slots=0, gen_slots=8,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources, lr=1e-3, warmup=50, steps=100, batch=16,
-                und_slots=6, gen_slots=16, frozen=tokenizer_only, **shape,
+                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=150, batch=16,
+                und_slots=5, gen_slots=13, frozen=tokenizer_only, **shape,
             ),
             "2": common.stage(
-                mixture=(2, 3, 5), sources=sources, lr=1e-3, warmup=20, steps=600, batch=16,
-                und_slots=6, gen_slots=14, frozen=tokenizer_only, **shape,
+                mixture=(2, 3, 5), sources=sources, lr=2e-3, warmup=20, steps=900, batch=16,
+                und_slots=5, gen_slots=11, frozen=tokenizer_only, **shape,
             ),
             "3": common.stage(
-                mixture=(5, 1, 4), sources=sources, lr=1e-3, warmup=0, steps=300, batch=16,
-                und_slots=11, gen_slots=9, template="chat", frozen=tokenizer_only, **shape,
+                mixture=(5, 1, 4), sources=sources, lr=1.5e-3, decay="cosine", warmup=0, steps=500, batch=16,
+                und_slots=10, gen_slots=8, template="chat", frozen=tokenizer_only, **shape,
             ),
         },
     )  # fmt: skip

@@ -49,7 +49,7 @@ def main():
     (workdir / "config.json").write_text(CONFIG.value.to_json_best_effort(indent=1))
     preempted = []
     signal.signal(signal.SIGTERM, lambda *_: preempted.append(True))
-    for stage in CONFIG.value.stages:
+    for stage in sorted(CONFIG.value.stages, key=stages.ORDER.index):
         train_stage(CONFIG.value.to_dict(), stage, workdir, preempted=preempted)
         if preempted:
             sys.exit(cli.PREEMPTED)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 from janus_jax.layers.linear import lecun_normal, param, zeros
@@ -36,8 +37,13 @@ def attention(q, k, v, *, mask=None):
     Returns:
       float[B, L, N, H].
     """
-    mask = None if mask is None else jnp.broadcast_to(mask, (q.shape[0], 1, q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    groups = q.shape[2] // k.shape[2]
+    q = rearrange(q, "b l (k g) h -> b k g l h", g=groups) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("bkglh,bpkh->bkglp", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return rearrange(jnp.einsum("bkglp,bpkh->bkglh", weights, v), "b k g l h -> b l (k g) h")
 
 
 def rotate(x, positions, *, theta):

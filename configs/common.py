@@ -24,6 +24,10 @@ SIGLIP_L_16_384 = dict(
     norm_eps=1e-6,
     remat="block",
 )
+SYSTEM_PROMPT = (  # of the released models, before understanding conversations in stage 3
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
 
 
 def get_config():

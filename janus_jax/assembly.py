@@ -13,6 +13,7 @@ from janus_jax.data.pipeline import Layout, Pipeline
 from janus_jax.data.sources import Source
 from janus_jax.data.tasks import ExampleMaker
 from janus_jax.errors import UserError
+from janus_jax.models.artist import Artist
 from janus_jax.models.janus import Janus, TokenizerTrainer
 from janus_jax.models.network import Network
 
@@ -25,25 +26,26 @@ def build_network(config, stage):
     return Network(functools.partial(Janus, **model, dtype=dtype))
 
 
-def load_model(path, *, mesh):
-    """A trained model from a checkpoint, for drawing and answering.
+def load_artist(path, *, mesh):
+    """A trained model from a checkpoint, ready to draw and answer.
 
     Args:
-      path: a workdir or a checkpoint.
-      mesh: where the parameters go.
-
-    Returns:
-      network, {path: array} in the compute dtype (the tokenizer fp32), TextTokenizer, and the run's config.
+      path: a workdir (its newest complete step) or one checkpoint.
+      mesh: where the parameters go, in the compute dtype, the tokenizer in fp32.
     """
     saved = checkpoint.open_saved(path)
     config, stage = saved.about["config"], saved.about["stage"]
     if stage == stages.TOKENIZER:
-        raise UserError(f"The newest checkpoint of {str(path)!r} holds a picture tokenizer alone; train its next stage first.")
+        raise UserError(
+            f"The newest checkpoint of {str(path)!r} holds a picture tokenizer alone; train its next stage first."
+        )
     network = build_network(config, stage)
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     dtypes = held_dtypes(network, config, frozen=network.abstract)
     wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}
-    return network, checkpoint.load_params(saved, wanted), text_tokenizer.TextTokenizer(saved.about["tokenizer"]), config
+    tokenizer = text_tokenizer.TextTokenizer(saved.about["tokenizer"])
+    template = config["stages"][stage]["template"]
+    return Artist(network, checkpoint.load_params(saved, wanted), tokenizer, config, template=template)
 
 
 def held_dtypes(network, config, *, frozen):

@@ -28,26 +28,41 @@ def config_file():
 
 def run(main, *, usage):
     """Runs a command's main(); `usage` is its module docstring, shown by --help."""
+    _run(lambda _: main(), usage=usage, words=0)
+
+
+def run_commands(main, *, commands, usage):
+    """As `run`, for a module whose first argument picks one of several commands: main(command)."""
+
+    def start(argv):
+        if len(argv) != 2 or argv[1] not in commands:
+            raise UserError(f"Say which of {list(commands)}, not {' '.join(argv[1:])!r}; --help shows examples.")
+        main(argv[1])
+
+    _run(start, usage=usage, words=1)
+
+
+def _run(start, *, usage, words):
     sys.modules["__main__"].__doc__ = usage
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_Plain())
-    handler.addFilter(lambda record: record.levelno > 20 or "janus_jax" in record.pathname)  # Orbax tells every move
+    handler.addFilter(lambda record: record.levelno >= 40 or "janus_jax" in record.pathname)  # Orbax tells every move
     try:
-        app.run(lambda _: main(), flags_parser=_parse)
+        app.run(start, flags_parser=lambda argv: _parse(argv, words))
     except UserError as error:
         _stop(error)
 
 
-def _parse(argv):
+def _parse(argv, words):
     """Parses flags; what is wrong with them is a user's mistake too, misspelt config fields included."""
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, config_dict.JSONDecodeError) as error:
         _stop(error.args[0] if error.args else error)
-    if rest[1:]:
-        _stop(f"Unknown argument {rest[1]!r}; flags look like --name=value, --help lists them.")
+    if rest[1 + words :]:
+        _stop(f"Unknown argument {rest[1 + words]!r}; flags look like --name=value, --help lists them.")
     return rest
 
 
@@ -77,6 +92,3 @@ def enable_compile_cache(folder):
     """Keeps compiled programs in a folder, so that the next start is quick."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-__all__ = ["PREEMPTED", "compute_dtype", "config_flag", "enable_compile_cache", "flags", "run"]

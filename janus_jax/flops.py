@@ -78,7 +78,9 @@ def step(stats, *, llm, understanding, generation, trainable):
         return {"tokenizer": gen * TRAINED * share * (encode + decode)}
     dims = {k: llm[k] for k in ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads")}
     body = TRAINED if trains("llm") else CROSSED
-    eyes = dict(num_layers=vit["num_layers"], embed_dim=vit["embed_dim"], mlp_dim=vit["mlp_dim"], num_heads=1, num_kv_heads=1)
+    eyes = dict(
+        num_layers=vit["num_layers"], embed_dim=vit["embed_dim"], mlp_dim=vit["mlp_dim"], num_heads=1, num_kv_heads=1
+    )
     tower = transformer(tokens=patches, attended=patches**2, gates=2, **eyes)
     tower += 2 * patches * 3 * vit["patch_size"] ** 2 * vit["embed_dim"]
     adaptors = und * patches * 2 * d * (vit["embed_dim"] + d) + gen * codes * 2 * d * (vq["codebook_dim"] + d)

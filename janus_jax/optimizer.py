@@ -13,7 +13,9 @@ def schedule(*, lr, steps, warmup, decay):
     """
     if decay == "cosine":
         if warmup >= steps:
-            raise UserError(f"A cosine stage of {steps} steps cannot warm up for {warmup}; give it more steps or less warm-up.")
+            raise UserError(
+                f"A cosine stage of {steps} steps cannot warm up for {warmup}; give it more steps or less warm-up."
+            )
         return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
     if decay == "constant":
         return optax.schedules.warmup_constant_schedule(0.0 if warmup else lr, lr, warmup)

@@ -10,10 +10,6 @@ from typing import NamedTuple
 from janus_jax.data.tokenizer import SPECIAL
 
 CAPTION = "Describe the image in detail."
-SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
 IMAGE, EOS = SPECIAL["image"], SPECIAL["eos"]
 
 

@@ -218,9 +218,7 @@ class Pipeline:
         streams = {n: Stream(s, make=make, seed=seed, number=numbers[n]) for n, s in sources.items()}
         share = layout.shards // hosts
         mine = range(index * share, (index + 1) * share)
-        self.shards = {
-            v: Shard(v, layout=layout, streams=streams, phases=phases, unit=unit, bad=self._bad) for v in mine
-        }
+        self.shards = {v: Shard(v, layout=layout, streams=streams, phases=phases, unit=unit, bad=self._bad) for v in mine}
 
     def __next__(self):
         """The next batch; groups of one shard stand together."""

@@ -81,7 +81,7 @@ def sample_scene(rng, *, category, split):
     while True:
         scene = _compose(rng, category)
         if _tests_its_category(scene) if split == "heldout" else not held_out(scene):
-            placed = _place(rng, scene)
+            placed = place(rng, scene)
             if placed is not None:
                 return placed
 
@@ -112,7 +112,7 @@ def _compose(rng, category):
     return Scene(category, (thing(shape=first, color=colors[0]), thing(shape=second, color=colors[1])), relation)
 
 
-def _place(rng, scene, tries=60):
+def place(rng, scene, tries=60):
     """Free positions without overlap; None when none was found. Radius and angle are jittered a little."""
     for _ in range(tries):
         placed = []

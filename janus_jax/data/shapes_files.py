@@ -84,7 +84,13 @@ def write(out, *, seed=0, scale=1.0, workers=None):
         write_array_record(out / f"{task}-{split}.array_record", part)
     write_json(out / "prompts.json", shapes.held_out_prompts(seed=seed))
 
-    words = [r[k] for part in records.values() for r in part for k in ("prompt", "text", "caption", "question", "answer") if k in r]
+    words = [
+        r[k]
+        for part in records.values()
+        for r in part
+        for k in ("prompt", "text", "caption", "question", "answer")
+        if k in r
+    ]
     words += [chat.CAPTION] * 1000
     tokens = tokenizer.train(words, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)

@@ -38,9 +38,7 @@ class Siglip(nnx.Module):
     ):
         self.image_size, self.patch_size, self.remat = image_size, patch_size, remat
         self.num_tokens = (image_size // patch_size) ** 2
-        block = functools.partial(
-            EncoderBlock, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_eps=norm_eps
-        )
+        block = functools.partial(EncoderBlock, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_eps=norm_eps)
         self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
         normal = nnx.initializers.normal(0.02)
         self.position = param(rngs, (self.num_tokens, embed_dim), ("position", "embed"), normal)

@@ -1,0 +1,64 @@
+r"""Janus-Pro-7B: SigLIP-L/16 + VQ-16 + 7B LLaMA-type LLM (Janus-Pro, tables 1 and 2).
+
+    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=gs://bucket/pro_7b
+
+The text after the colon is the stage; without one the whole recipe runs.
+"""
+
+from configs import common
+
+
+def get_config(stage="all"):
+    """Mixtures are understanding : text : generation; batches count packed rows of 4096 tokens."""
+    c = common.get_config()
+    c.model.llm = dict(
+        vocab_size=102_400,
+        num_layers=30,
+        embed_dim=4096,
+        num_heads=32,
+        num_kv_heads=32,
+        mlp_dim=11_008,
+        rope_theta=10_000.0,
+        norm_eps=1e-6,
+        remat="block",
+    )
+    c.model.understanding = dict(encoder=common.SIGLIP_L_16_384)
+    c.model.generation = dict(kind="vq", image_size=384, tokenizer=common.VQ_16, tokenizer_training=None)
+    c.data.system_prompt = common.SYSTEM_PROMPT
+    c.data.tokenizer = "data/pro/tokenizer.json"
+    c.data.sources = dict(
+        imagenet=common.source("data/pro/imagenet/*.array_record"),  # class name as prompt, stage 1 only
+        captions=common.source("data/pro/captions/*.array_record"),
+        understanding=common.source("data/pro/understanding/*.array_record"),
+        chat=common.source("data/pro/chat/*.array_record"),
+        text=common.source("data/pro/text/*.array_record"),
+        dialogue=common.source("data/pro/dialogue/*.array_record"),
+        real=common.source("data/pro/real/*.array_record"),
+        synthetic=common.source("data/pro/synthetic/*.array_record"),  # aesthetic, real : synthetic is 1 : 1
+    )
+    c.data.roles = ("<|User|>", "<|Assistant|>")
+    c.stages = common.pick_stages(
+        stage,
+        {
+            "1": common.stage(
+                mixture=(1, 0, 3), lr=1e-3, warmup=600, steps=20_000, batch=256, und_slots=4, gen_slots=10,
+                sources=dict(understanding=dict(captions=1), generation=dict(imagenet=1)),
+            ),
+            # The report's later edition halts at 270_000 steps: --config.stages.2.stop_at=270000.
+            "2": common.stage(
+                mixture=(2, 3, 5), lr=1e-4, warmup=5_000, steps=360_000, batch=512, und_slots=4, gen_slots=8,
+                sources=dict(
+                    understanding=dict(captions=1, understanding=1), text=dict(text=1),
+                    generation=dict(real=1, synthetic=1),
+                ),
+            ),
+            "3": common.stage(
+                mixture=(5, 1, 4), lr=4e-5, warmup=0, steps=40_000, batch=128, und_slots=7, gen_slots=6,
+                template="chat",
+                sources=dict(
+                    understanding=dict(chat=1), text=dict(dialogue=1), generation=dict(real=1, synthetic=1)
+                ),
+            ),
+        },
+    )  # fmt: skip
+    return c

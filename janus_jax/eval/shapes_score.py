@@ -1,0 +1,116 @@
+"""Scores a model on `shapes`: held-out questions, and held-out prompts drawn and read by the exact reader.
+
+Beside the score stand its ceiling, real held-out pictures through the picture tokenizer and back, and its floor, the
+same drawings held against other prompts of their category.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import rich.progress
+from PIL import Image
+
+from janus_jax.data import shapes
+from janus_jax.data.sources import Source
+from janus_jax.errors import UserError
+from janus_jax.eval import shapes_reader
+
+BATCH = 64
+
+
+def load_prompts(data):
+    """{category: [{'prompt', 'things', 'relation'}]} of a `shapes` folder."""
+    path = Path(data) / "prompts.json"
+    if not path.is_file():
+        raise UserError(
+            f"No prompts.json in {str(data)!r}; make the set with `python -m janus_jax.prepare shapes --out=DIR`."
+        )
+    return json.loads(path.read_text())
+
+
+def understanding(artist, data, *, limit=None):
+    """Share of held-out questions answered word for word, overall and by kind of question."""
+    source = Source("heldout", kind="array_record", path=str(Path(data) / "understanding-heldout.array_record"))
+    records = [source[i] for i in range(min(len(source), limit or len(source)))]
+    right, kinds = [], [r["kind"] for r in records]
+    for start in rich.progress.track(range(0, len(records), BATCH), description="questions"):
+        part = records[start : start + BATCH]
+        images = [Image.open(io.BytesIO(r["image"])).convert("RGB") for r in part]
+        answers = artist.ask(*_padded(images, [r["question"] for r in part]), max_tokens=8)
+        right += [a == r["answer"] for a, r in zip(answers, part, strict=False)]
+    by_kind = {k: float(np.mean([r for r, kind in zip(right, kinds, strict=True) if kind == k])) for k in sorted(set(kinds))}
+    return {"accuracy": float(np.mean(right)), "questions": len(right), "by_kind": by_kind}
+
+
+def _padded(*lists):
+    """Fills the last batch up, so that one size is compiled."""
+    return [part + part[-1:] * (BATCH - len(part)) for part in lists]
+
+
+def draw_all(artist, prompts, *, seeds, guidance):
+    """Draws every prompt with every seed: {category: uint8[prompts, seeds, h, w, 3]}."""
+    jobs = [(c, p["prompt"], s) for c, ps in prompts.items() for p in ps for s in range(seeds)]
+    pictures = []
+    for start in rich.progress.track(range(0, len(jobs), BATCH), description="drawings"):
+        part = jobs[start : start + BATCH]
+        texts, numbers = _padded([j[1] for j in part], [j[2] for j in part])
+        pictures += list(artist.draw(texts, seeds=numbers, guidance=guidance)[: len(part)])
+    cut, out = 0, {}
+    for category, ps in prompts.items():
+        n = len(ps) * seeds
+        out[category] = np.stack(pictures[cut : cut + n]).reshape(len(ps), seeds, *pictures[0].shape)
+        cut += n
+    return out
+
+
+def score(drawings, prompts):
+    """What share of the drawings fit their prompt, and what share fits the next prompt of the category but one.
+
+    Args:
+      drawings: {category: uint8[prompts, seeds, h, w, 3]}.
+      prompts: {category: [{'prompt', 'things', 'relation'}]}.
+
+    Returns:
+      two dicts, {category: share} and 'overall', their plain mean: the score and its floor.
+    """
+    good, floor = {}, {}
+    for category, pictures in drawings.items():
+        found = [[shapes_reader.read(p) for p in row] for row in pictures]
+        fit = lambda i, j, found=found, ps=prompts[category]: np.mean(
+            [shapes_reader.fits(t, wanted=ps[j]["things"], relation=ps[j]["relation"]) for t in found[i]]
+        )
+        n, order = len(pictures), np.random.default_rng(0).permutation(len(pictures))
+        good[category] = float(np.mean([fit(i, i) for i in range(n)]))
+        floor[category] = float(np.mean([fit(int(i), int(j)) for i, j in zip(order, np.roll(order, 1), strict=True)]))
+    for table in (good, floor):
+        table["overall"] = float(np.mean(list(table.values())))
+    return good, floor
+
+
+def ceiling(artist, prompts, *, seed=0):
+    """The score of real pictures for the prompts, after the picture tokenizer and back."""
+    rng, real = np.random.default_rng((seed, 77)), {}
+    for category, ps in prompts.items():
+        pictures = [_real_picture(rng, category, p) for p in ps]
+        back = []
+        for start in range(0, len(pictures), BATCH):
+            (part,) = _padded(pictures[start : start + BATCH])
+            back += list(artist.reconstruct(np.stack(part)))
+        real[category] = np.stack(back[: len(ps)])[:, None]
+    return score(real, prompts)[0]
+
+
+def _real_picture(rng, category, prompt):
+    """Draws a scene that a prompt describes, open attributes at random."""
+    pick = lambda name, names: name or str(rng.choice(list(names)))
+    first = None
+    while True:
+        things = []
+        for size, color, shape in prompt["things"]:
+            size = pick(size, ("small", "medium") if category == "counting" else shapes.SIZES)
+            things.append(shapes.Thing(size, pick(color, shapes.COLORS), pick(shape, shapes.SHAPES)))
+        first = shapes.place(rng, shapes.Scene(category, tuple(things), prompt["relation"]))
+        if first is not None:
+            return shapes.render(rng, first)

@@ -56,7 +56,7 @@ def conversation(turns, *, roles, system=""):
         if turn["role"] == "user":
             pieces.append(Piece(f"{roles[0]}: {content}\n\n"))
         elif content:
-            pieces += [Piece(f"{roles[1]}: "), Piece(content + EOS, True)]
+            pieces += [Piece(f"{roles[1]}:"), Piece(f" {content}{EOS}", True)]  # an open prompt ends at the colon
         else:
             pieces.append(Piece(f"{roles[1]}:"))
     return pieces

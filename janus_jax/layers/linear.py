@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
 lecun_normal = nnx.initializers.lecun_normal
 zeros = nnx.initializers.zeros_init()
 ones = nnx.initializers.ones_init()

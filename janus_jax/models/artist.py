@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from janus_jax.data import chat, image_ops
-from janus_jax.generation.base import Guidance
 from janus_jax.models import decode
 
 
@@ -22,7 +21,7 @@ class Artist:
             template == "chat",
         )
 
-    def draw(self, prompts, *, seeds, guidance=Guidance()):
+    def draw(self, prompts, *, seeds, guidance):
         """Draws one picture a prompt.
 
         Args:

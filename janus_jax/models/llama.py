@@ -6,7 +6,6 @@ RMSNorm in fp32, rotary positions in half-split layout, separate text head (REFE
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from janus_jax import sharding

@@ -1,0 +1,89 @@
+"""The papers' numbers, and every config at every stage under eval_shape."""
+
+import importlib
+import math
+
+import pytest
+
+from janus_jax import assembly, stages
+
+COUNTS = {  # published checkpoints without the unused pooling head
+    "janus_1p3b": {
+        "understanding/encoder": 303_688_704,
+        "understanding/adaptor": 6_295_552,
+        "generation/tokenizer/encoder": 29_298_176,
+        "generation/tokenizer/decoder": 42_449_795,
+        "generation/tokenizer": 71_883_403,
+        "generation/embed": 131_072,
+        "generation/adaptor": 4_214_784,
+        "generation/head": 37_767_168,
+        "llm": 1_652_656_128,
+        "": 2_076_636_811,
+    },
+    "pro_7b": {
+        "understanding/adaptor": 20_979_712,
+        "generation/adaptor": 16_818_176,
+        "generation/head": 83_906_560,
+        "llm/layers": 6_071_500_800,
+        "llm": 6_910_365_696,
+        "": 7_407_773_323,
+    },
+}
+COUNTS["pro_1b"] = COUNTS["janus_1p3b"]
+TABLES = {  # lr, decay, warm-up, steps, batch, weight decay, mixture
+    "janus_1p3b": {
+        "1": (1e-3, "cosine", 300, 10_000, 256, 0, (1, 0, 1)),
+        "2": (1e-4, "constant", 5_000, 180_000, 512, 0, (2, 3, 5)),
+        "3": (2e-5, "constant", 0, 24_000, 256, 0.1, (7, 3, 10)),
+    },
+    "pro_1b": {
+        "1": (1e-3, "constant", 600, 20_000, 256, 0, (1, 0, 3)),
+        "2": (1e-4, "constant", 5_000, 360_000, 512, 0, (2, 3, 5)),
+        "3": (4e-5, "constant", 0, 80_000, 128, 0, (5, 1, 4)),
+    },
+}
+TABLES["pro_7b"] = TABLES["pro_1b"] | {"3": (4e-5, "constant", 0, 40_000, 128, 0, (5, 1, 4))}
+
+
+def load(name, stage="all"):
+    return importlib.import_module(f"configs.{name}").get_config(stage)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_the_published_ones(name):
+    network = assembly.build_network(load(name).to_dict(), "1")
+    for prefix, count in COUNTS[name].items():
+        found = sum(math.prod(a.shape) for p, a in network.abstract.items() if p == prefix or p.startswith(prefix))
+        assert found == count, prefix
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_stage_tables_are_the_papers(name):
+    for stage, row in TABLES[name].items():
+        s = load(name).stages[stage]
+        assert (s.lr, s.decay, s.warmup, s.steps, s.batch, s.weight_decay, s.mixture) == row
+        assert s.length == 4096 and s.stop_at is None
+        assert s.template == ("chat" if stage == "3" else "plain")
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "tiny"])
+def test_every_stage_freezes_something_that_exists(name):
+    config = load(name)
+    for stage in config.stages:
+        network = assembly.build_network(config.to_dict(), stage)
+        trainable, frozen = stages.split(network.abstract, assembly.frozen_patterns(config.to_dict(), stage))
+        assert trainable and (frozen or stage == stages.TOKENIZER)
+        if name != "tiny":
+            assert ("llm/embed" in frozen) == (stage == "1")
+            assert ("understanding/encoder/norm/scale" in frozen) == (stage != "3")
+            assert "generation/tokenizer/codebook" in frozen
+
+
+def test_janus_stage_2_starts_on_class_names():
+    phases = assembly.phases_of(load("janus_1p3b").to_dict()["stages"]["2"])
+    assert [(p.until, list(p.sources["generation"])) for p in phases] == [(120_000, ["imagenet"]), (180_000, ["pictures"])]
+
+
+def test_an_unknown_stage_is_named():
+    with pytest.raises(ValueError, match=r"no stage '4'; known stages: \['1', '2', '3'\]"):
+        load("pro_7b", "4")

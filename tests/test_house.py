@@ -1,0 +1,70 @@
+"""The house itself: who imports whom, how large rooms are, where specs live."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "janus_jax").rglob("*.py"))
+FLOORS = [  # a file may import its own floor and those below it
+    {"errors", "batch", "sharding"},
+    {"layers", "losses", "flops"},
+    {"data", "generation", "weights", "stages"},
+    {"models", "optimizer"},
+    {"cli", "train_step", "checkpoint", "metrics", "eval"},
+    {"assembly"},
+    {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},
+]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "janus_jax" else [node.module])
+
+
+def room(path):
+    part = path.relative_to(ROOT / "janus_jax").parts[0].removesuffix(".py")
+    return next((i for i, floor in enumerate(FLOORS) if part in floor), None), part
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent != ROOT / "janus_jax" or f.name != "__init__.py"], ids=str)
+def test_imports_go_down(path):
+    floor, part = room(path)
+    assert floor is not None, f"{part} stands on no floor"
+    for name in imports(path):
+        if name.startswith("janus_jax."):
+            other = name.split(".")[1]
+            level = next(i for i, f in enumerate(FLOORS) if other in f)
+            assert level < floor or other == part or (level == floor and floor < len(FLOORS) - 1), f"{part} imports {other}"
+            assert not (part == "generation" and other == "models")
+
+
+@pytest.mark.parametrize("path", [*FILES[:2], *(ROOT / "janus_jax/data").glob("*.py")], ids=str)
+def test_data_never_touches_jax(path):
+    assert not {n.split(".")[0] for n in imports(path)} & {"jax", "flax", "optax", "orbax"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *(ROOT / "configs").glob("*.py")], ids=str)
+def test_rooms_stay_rooms(path):
+    text = path.read_text()
+    assert text.count("\n") <= 420
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 90, node.name
+            if not node.name.startswith("_") and "tests" not in path.parts:
+                assert ast.get_docstring(node) or node.col_offset > 4, f"{node.name} has no docstring"
+
+
+def test_partition_specs_live_in_one_file():
+    holders = {f.name for f in FILES if "PartitionSpec" in f.read_text()}
+    assert holders == {"sharding.py"}
+
+
+def test_configs_import_only_config_things():
+    for path in (ROOT / "configs").glob("*.py"):
+        allowed = {"configs", "ml_collections", "difflib"}
+        assert {n.split(".")[0] for n in imports(path)} <= allowed

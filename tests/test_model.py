@@ -1,0 +1,190 @@
+"""Packed examples do not see each other, and what trains is what should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax import assembly, optimizer, sharding, stages, train_step
+from janus_jax.models import llama
+from janus_jax.models.interleave import extract, insert
+from janus_jax.models.janus import count_targets
+
+
+def first_batch(config, stage="2"):
+    config = config.to_dict()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    network = assembly.build_network(config, stage)
+    pipeline, _ = assembly.build_pipeline(config, stage, network, mesh=mesh, host=(0, 1))
+    return network, jax.tree.map(np.array, next(pipeline).batch)
+
+
+def params_of(network):
+    return jax.jit(network.fresh)(jax.random.key(0))
+
+
+def example_loss(network, params, batch, place, *, embeds=None, und_images=None):
+    """Text loss of the one example at (group, row, segment), as a function of embeddings and pixels."""
+    from einops import rearrange
+
+    s, r, segment = place
+    mine = (batch.segment_ids == segment) & (np.arange(batch.tokens.shape[1])[None, :, None] == r)
+    mine &= np.arange(batch.tokens.shape[0])[:, None, None] == s
+    model = network.merge(params)
+    x = model.embed_text(batch.tokens) if embeds is None else embeds
+    x = rearrange(x, "s r l d -> s (r l) d")
+    pictures = batch.und_images if und_images is None else und_images
+    features = model.understand(rearrange(jnp.asarray(pictures), "s u h w c -> (s u) h w c"))
+    x = insert(x, rearrange(features, "(s u) t d -> s u t d", s=len(batch.tokens)), start=batch.und_start)
+    rows = lambda a: rearrange(a, "s r l -> (s r) l")
+    length = batch.tokens.shape[-1]
+    x = rearrange(x, "s (r l) d -> (s r) l d", l=length)
+    hidden = model.llm(x, positions=rows(batch.positions), segment_ids=rows(batch.segment_ids))
+    return (hidden * rows(mine)[..., None]).astype(jnp.float32).sum()
+
+
+@pytest.fixture
+def leak_case(config):
+    network, batch = first_batch(config)
+    group = batch.segment_ids[0]
+    row = int(np.argmax(group.max(axis=-1)))
+    assert group[row].max() >= 2
+    return network, params_of(network), jax.tree.map(lambda x: x[:1], batch), row
+
+
+def embedding_leak(network, params, batch, row, segment):
+    """Largest gradient of one example's states with respect to every other example's embeddings."""
+    embeds = network.merge(params).embed_text(batch.tokens)
+    loss = lambda e: example_loss(network, params, batch, (0, row, segment), embeds=e)
+    grads = np.asarray(jax.jit(jax.grad(loss))(embeds))
+    mine = (batch.segment_ids == segment) & (np.arange(batch.tokens.shape[1])[None, :, None] == row)
+    return np.abs(grads[~mine]).max(), np.abs(grads[mine]).max()
+
+
+def test_no_gradient_between_packed_examples(leak_case):
+    network, params, batch, row = leak_case
+    other, own = embedding_leak(network, params, batch, row, 2)
+    assert other == 0 and own > 0
+
+
+def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
+    network, params, batch, row = leak_case
+    causal = lambda ids: jnp.tril(jnp.ones((ids.shape[-1],) * 2, bool))[None, None]
+    monkeypatch.setattr(llama, "segment_mask", causal)
+    other, _ = embedding_leak(network, params, batch, row, 2)
+    assert other > 0
+
+
+def test_replacing_a_neighbour_changes_nothing(leak_case):
+    network, params, batch, row = leak_case
+    run = jax.jit(lambda b: example_loss(network, params, b, (0, row, 2)))
+    changed = batch._replace(tokens=np.where(batch.segment_ids == 1, 7, batch.tokens))
+    before, after = run(batch), run(changed)
+    assert before == after
+
+
+def test_pixels_of_other_examples_get_no_gradient(config):
+    network, batch = first_batch(config)
+    params = params_of(network)
+    size = batch.tokens.shape[1] * batch.tokens.shape[2]
+    place = next(
+        (s, flat // batch.tokens.shape[2], flat % batch.tokens.shape[2], slot)
+        for s in range(len(batch.tokens))
+        for slot, flat in enumerate(batch.und_start[s])
+        if flat < size
+    )
+    s, r, position, slot = place
+    segment = batch.segment_ids[s, r, position]
+
+    model = lambda images: example_loss(network, params, batch, (s, r, segment), und_images=images)
+    grads = np.asarray(jax.jit(jax.grad(model))(jnp.asarray(batch.und_images, jnp.float32)))
+    assert np.abs(grads[s, slot]).max() > 0
+    grads[s, slot] = 0
+    assert np.abs(grads).max() == 0
+
+
+def state_for(config, stage, network, mesh=None):
+    config = config.to_dict()
+    trainable, frozen = stages.split(params_of(network), assembly.frozen_patterns(config, stage))
+    tx, rate = assembly.build_optimizer(config, stage, network)
+    zero = jnp.zeros((), jnp.int32)
+    return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), zero), tx, rate
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "1", "2", "3"])
+@pytest.mark.parametrize("table", ["tiny", "papers"])
+def test_frozen_stays_and_everything_else_moves(config, stage, table):
+    if table == "papers":
+        if stage == "tokenizer":
+            pytest.skip("the papers' tables have no tokenizer stage")
+        config.stages[stage].frozen = stages.FROZEN[stage]
+    config.stages[stage].warmup = 0
+    network, batch = first_batch(config, stage)
+    state, tx, rate = state_for(config, stage, network)
+    step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=1, seed=0))
+    after, metrics = step(state, batch)
+    assert np.isfinite(metrics["loss"]) and metrics["finite"]
+    for path in state.frozen:
+        np.testing.assert_array_equal(state.frozen[path], after.frozen[path])
+    still = [p for p in state.trainable if (np.asarray(state.trainable[p]) == np.asarray(after.trainable[p])).all()]
+    assert not still
+    moments = jax.tree.leaves(after.opt_state)
+    assert sum(m.size for m in moments) < 2.1 * sum(a.size for a in state.trainable.values()) + 10
+
+
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 2), (1, 4), (2, 1), (8, 1), (2, 2)])
+def test_loss_is_the_same_however_the_batch_is_split(config, devices, microbatches):
+    network, batch = first_batch(config)
+
+    def losses(devices, microbatches):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            state, tx, rate = state_for(config, "2", network)
+            places = sharding.param_shardings(mesh, network.abstract, network.axes)
+            put = lambda part: {p: jax.device_put(a, places[p]) for p, a in part.items()}
+            trainable = put(state.trainable)
+            state = state._replace(trainable=trainable, frozen=put(state.frozen), opt_state=jax.jit(tx.init)(trainable))
+            step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=microbatches, seed=0))
+            out = []
+            for _ in range(2):
+                state, metrics = step(state, sharding.put_batch(mesh, batch))
+                out.append(metrics["loss"].item())
+        return out
+
+    np.testing.assert_allclose(losses(devices, microbatches), losses(1, 1), rtol=1e-6)
+
+
+def test_a_non_finite_step_changes_nothing(config):
+    network, batch = first_batch(config)
+    state, tx, rate = state_for(config, "2", network)
+    bad = state._replace(trainable=state.trainable | {"llm/norm/scale": state.trainable["llm/norm/scale"] * np.nan})
+    step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=1, seed=0))
+    after, metrics = step(bad, batch)
+    assert not metrics["finite"] and after.skipped == 1
+    np.testing.assert_array_equal(after.trainable["llm/embed"], bad.trainable["llm/embed"])
+
+
+def test_unused_slots_are_neither_written_nor_read():
+    x = jnp.arange(12.0).reshape(1, 6, 2)
+    start = jnp.array([[1, 6]])
+    out = insert(x, jnp.full((1, 2, 2, 2), -1.0), start=start)
+    np.testing.assert_array_equal(out[0, :, 0], [0, -1, -1, 6, 8, 10])
+    read = extract(x, start=start, length=2, shift=-1)
+    np.testing.assert_array_equal(read[0, :, :, 0], [[0, 2], [0, 0]])
+
+
+def test_counts_are_those_of_the_batch(config):
+    _, batch = first_batch(config)
+    counts = count_targets(batch)
+    assert counts.text == batch.text_weights.sum() and counts.pictures == (batch.gen_start < 256).sum()
+
+
+def test_weight_decay_spares_norms_and_biases(config):
+    network, _ = first_batch(config)
+    tx = optimizer.make(lambda _: 0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, clip=1.0, axes=network.axes)
+    params = params_of(network)
+    params = {p: jnp.ones_like(a) for p, a in params.items()}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    decayed = {p for p, u in updates.items() if np.abs(u).max() > 0}
+    assert "llm/layers/mlp/gate/kernel" in decayed and "llm/embed" in decayed
+    assert not any(p.endswith(("scale", "bias")) for p in decayed)

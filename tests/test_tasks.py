@@ -1,0 +1,81 @@
+"""Layouts and targets, token by token."""
+
+import numpy as np
+import pytest
+
+from janus_jax.data import tokenizer
+from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.shapes import encode_png
+from janus_jax.data.tasks import ExampleMaker
+
+PICTURE = encode_png(np.full((32, 32, 3), 200, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def tok(data):
+    return tokenizer.load(data / "tokenizer.json")
+
+
+def make(tok, record, task, *, template="plain", **kw):
+    settings = dict(und_tokens=4, gen_tokens=4, max_length=128, prompt_drop=0.0) | kw
+    maker = ExampleMaker(tok, template=template, **settings)
+    return maker(record, task=task, rng=np.random.default_rng(0))
+
+
+def targets(tok, e):
+    """The text of the tokens that are targets, EOS as '$'."""
+    ids = [t for t, w in zip(e.tokens[1:], e.text_weights[:-1], strict=True) if w]
+    return tok.decode([i for i in ids if i != tok.eos]) + "$" * ids.count(tok.eos)
+
+
+def test_captions_exclude_the_instruction(tok):
+    e = make(tok, {"image": PICTURE, "caption": "a red star."}, "understanding")
+    assert e.tokens[:7].tolist() == [tok.bos, tok.boi, *[tok.image] * 4, tok.eoi] and e.und_starts == (2,)
+    assert targets(tok, e) == "a red star.$"
+
+
+def test_plain_questions_are_targets_and_chat_only_trains_answers(tok):
+    record = {"image": PICTURE, "question": "What shape?", "answer": "star"}
+    assert targets(tok, make(tok, record, "understanding")) == "What shape? star$"
+    assert targets(tok, make(tok, record, "understanding", template="chat")) == " star$"
+
+
+def test_text_is_all_target(tok):
+    e = make(tok, {"text": "one red star."}, "text")
+    assert e.tokens[0] == tok.bos and e.tokens[-1] == tok.eos and targets(tok, e) == "one red star.$"
+
+
+def test_drawing_ends_with_codes_and_has_no_text_target(tok):
+    e = make(tok, {"image": PICTURE, "prompt": "a red star"}, "generation")
+    assert e.tokens[-5:].tolist() == [tok.boi] + [tok.image] * 4
+    assert e.gen_starts == (len(e.tokens) - 4,) and not e.text_weights.any()
+
+
+def test_prompt_drop_pads_what_stands_between_bos_and_boi(tok):
+    record = {"image": PICTURE, "prompt": "a red star"}
+    kept, dropped = make(tok, record, "generation"), make(tok, record, "generation", prompt_drop=1.0)
+    assert len(kept.tokens) == len(dropped.tokens)
+    assert dropped.tokens[0] == tok.bos and set(dropped.tokens[1:-5].tolist()) == {tok.pad}
+    assert dropped.tokens[-5:].tolist() == kept.tokens[-5:].tolist()
+
+
+def test_several_turns_and_pictures(tok):
+    turns = [("user", "<image_placeholder>\n<image_placeholder>\nSame?"), ("assistant", "no"), ("user", "Why?"), ("assistant", "size")]
+    record = {"images": [PICTURE, PICTURE], "conversation": [{"role": r, "content": c} for r, c in turns]}
+    e = make(tok, record, "understanding", template="chat")
+    assert len(e.und_starts) == 2 and targets(tok, e) == " no size$$"
+
+
+@pytest.mark.parametrize(
+    ("record", "task", "reason"),
+    [
+        ({"image": b"x", "prompt": "a"}, "generation", "undecodable picture"),
+        ({"prompt": "a"}, "generation", "no field 'image'"),
+        ({"image": PICTURE, "prompt": " "}, "generation", "empty 'prompt'"),
+        ({"text": b"\xff\xfe"}, "text", "text is not UTF-8"),
+        ({"images": [PICTURE], "conversation": [{"role": "user", "content": "hi"}]}, "understanding", "differ in number"),
+    ],
+)
+def test_bad_records_say_why(tok, record, task, reason):
+    with pytest.raises(BadRecord, match=reason):
+        make(tok, record, task)

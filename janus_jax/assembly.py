@@ -55,11 +55,11 @@ def held_dtypes(network, config, *, frozen):
     return {path: compute if low(path) else jnp.dtype("float32") for path in network.abstract}
 
 
-def build_optimizer(config, stage, network):
+def build_optimizer(config, stage):
     """The stage's optimizer and its learning-rate schedule."""
     s = config["stages"][stage]
     rate = optimizer.schedule(lr=s["lr"], steps=s["steps"], warmup=s["warmup"], decay=s["decay"])
-    return optimizer.make(rate, weight_decay=s["weight_decay"], axes=network.axes, **config["optimizer"]), rate
+    return optimizer.make(rate, weight_decay=s["weight_decay"], **config["optimizer"]), rate
 
 
 def frozen_patterns(config, stage):

@@ -22,7 +22,7 @@ def schedule(*, lr, steps, warmup, decay):
     raise UserError(f"A stage's decay is {decay!r}; known: ['constant', 'cosine'].")
 
 
-def make(learning_rate, *, b1, b2, eps, weight_decay, clip, axes):
+def make(learning_rate, *, b1, b2, eps, weight_decay, clip):
     """The optimizer (Janus, table 2: AdamW, betas 0.9 and 0.95, gradient clip 1.0).
 
     Args:
@@ -30,8 +30,7 @@ def make(learning_rate, *, b1, b2, eps, weight_decay, clip, axes):
       b1, b2, eps: AdamW's.
       weight_decay: on matrices and tables; norms and biases, whatever stack they are in, do not decay.
       clip: global norm of the trainable gradients.
-      axes: {path: logical axes}, which tell a matrix from a stack of vectors.
     """
-    decays = lambda params: {path: len(axes[path]) > 1 for path in params}
+    decays = lambda params: {path: not path.endswith(("/bias", "/scale")) for path in params}
     adamw = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
     return optax.chain(optax.clip_by_global_norm(clip), adamw)

@@ -78,7 +78,7 @@ def train_stage(config, stage, workdir, *, preempted):
     _check_room(config, stage, network, mesh)
     host = (jax.process_index(), jax.process_count())
     pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host)
-    tx, rate = assembly.build_optimizer(config, stage, network)
+    tx, rate = assembly.build_optimizer(config, stage)
     with jax.set_mesh(mesh):
         if resumed:
             state = _resume(resumed, config, stage, network, tx, mesh)

@@ -43,7 +43,7 @@ def test_imports_go_down(path):
             assert not (part == "generation" and other == "models")
 
 
-@pytest.mark.parametrize("path", [*FILES[:2], *(ROOT / "janus_jax/data").glob("*.py")], ids=str)
+@pytest.mark.parametrize("path", [ROOT / "janus_jax/__init__.py", ROOT / "janus_jax/batch.py", *(ROOT / "janus_jax/data").glob("*.py")], ids=str)
 def test_data_never_touches_jax(path):
     assert not {n.split(".")[0] for n in imports(path)} & {"jax", "flax", "optax", "orbax"}
 
@@ -52,11 +52,13 @@ def test_data_never_touches_jax(path):
 def test_rooms_stay_rooms(path):
     text = path.read_text()
     assert text.count("\n") <= 420
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 90, node.name
-            if not node.name.startswith("_") and "tests" not in path.parts:
-                assert ast.get_docstring(node) or node.col_offset > 4, f"{node.name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
 def test_partition_specs_live_in_one_file():

@@ -106,7 +106,7 @@ def test_pixels_of_other_examples_get_no_gradient(config):
 def state_for(config, stage, network, mesh=None):
     config = config.to_dict()
     trainable, frozen = stages.split(params_of(network), assembly.frozen_patterns(config, stage))
-    tx, rate = assembly.build_optimizer(config, stage, network)
+    tx, rate = assembly.build_optimizer(config, stage)
     zero = jnp.zeros((), jnp.int32)
     return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), zero), tx, rate
 
@@ -181,7 +181,7 @@ def test_counts_are_those_of_the_batch(config):
 
 def test_weight_decay_spares_norms_and_biases(config):
     network, _ = first_batch(config)
-    tx = optimizer.make(lambda _: 0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, clip=1.0, axes=network.axes)
+    tx = optimizer.make(lambda _: 0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, clip=1.0)
     params = params_of(network)
     params = {p: jnp.ones_like(a) for p, a in params.items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)

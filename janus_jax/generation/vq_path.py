@@ -89,7 +89,7 @@ class VQPath(GenerationPath):
     def unconditional(self, prompts, *, real, pad_id):
         """Every token between BOS and BOI becomes pad, and stays attended (the release's guidance rows)."""
         first = jnp.argmax(real, axis=-1)[:, None]
-        place = jnp.arange(prompts.shape[-1])
+        place = jnp.arange(prompts.shape[-1])[None]
         inner = real & (place > first) & (place < prompts.shape[-1] - 1)
         return jnp.where(inner, pad_id, prompts)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from janus_jax.layers.linear import lecun_normal, param, zeros
+from janus_jax.layers.linear import lecun_normal, param, trailing, zeros
 
 
 def segment_mask(segment_ids):
@@ -21,8 +21,8 @@ def segment_mask(segment_ids):
     length = segment_ids.shape[-1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     real = (segment_ids > 0)[:, None, :]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return ((same & real & causal) | jnp.eye(length, dtype=bool))[:, None]
+    causal = jnp.tril(jnp.ones((1, length, length), bool))
+    return ((same & real & causal) | jnp.eye(length, dtype=bool)[None])[:, None]
 
 
 def attention(q, k, v, *, mask=None):
@@ -59,7 +59,7 @@ def rotate(x, positions, *, theta):
     """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, L, 1, H/2]
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]  # [B, L, 1, H/2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -76,7 +76,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x, equation):
         y = jnp.einsum(equation, x, self.kernel.astype(x.dtype))
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
+        return y if self.bias is None else y + trailing(self.bias, y)
 
 
 class Attention(nnx.Module):

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from janus_jax.layers.attention import attention
-from janus_jax.layers.linear import lecun_normal, param, zeros
+from janus_jax.layers.linear import lecun_normal, param, trailing, zeros
 from janus_jax.layers.norm import GroupNorm
 
 
@@ -31,7 +31,7 @@ class Conv(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias.astype(x.dtype)
+        return y + trailing(self.bias, y)
 
 
 class ResnetBlock(nnx.Module):

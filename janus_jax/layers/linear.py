@@ -16,6 +16,11 @@ def param(rngs, shape, axes, init):
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def trailing(vector, like):
+    """A parameter of the last axes, in the dtype and rank of the array it meets: broadcasts are never silent."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - vector.ndim) + vector.shape)
+
+
 class Linear(nnx.Module):
     """x @ kernel (+ bias). Fresh kernels are LeCun normal, biases zero."""
 
@@ -26,7 +31,7 @@ class Linear(nnx.Module):
     def __call__(self, x):
         """float[..., in] -> float[..., out]."""
         y = x @ self.kernel.astype(x.dtype)
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
+        return y if self.bias is None else y + trailing(self.bias, y)
 
 
 class SwiGLU(nnx.Module):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from janus_jax.layers.linear import ones, param, zeros
+from janus_jax.layers.linear import ones, param, trailing, zeros
 
 
 class RMSNorm(nnx.Module):
@@ -18,7 +18,7 @@ class RMSNorm(nnx.Module):
         """float[..., D] -> float[..., D]."""
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return y.astype(x.dtype) * self.scale.astype(x.dtype)
+        return y.astype(x.dtype) * trailing(self.scale, x)
 
 
 class LayerNorm(nnx.Module):
@@ -35,7 +35,7 @@ class LayerNorm(nnx.Module):
         mean = x32.mean(axis=-1, keepdims=True)
         variance = jnp.var(x32, axis=-1, keepdims=True)
         y = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
-        return (y * self.scale + self.bias).astype(x.dtype)
+        return (y * trailing(self.scale, y) + trailing(self.bias, y)).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -51,8 +51,8 @@ class GroupNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         mean = self._over_groups(x32.mean(axis=(1, 2)))
         variance = self._over_groups(jnp.square(x32 - mean).mean(axis=(1, 2)))
-        gain = jax.lax.rsqrt(variance + self.eps) * self.scale
-        return (x32 * gain + (self.bias - mean * gain)).astype(x.dtype)
+        gain = jax.lax.rsqrt(variance + self.eps) * trailing(self.scale, x32)
+        return (x32 * gain + (trailing(self.bias, x32) - mean * gain)).astype(x.dtype)
 
     def _over_groups(self, per_channel):
         """Mean over each group's channels, spread back: float[M, C] -> float[M, 1, 1, C]."""

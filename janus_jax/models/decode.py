@@ -44,8 +44,8 @@ def prefill(model, x, *, real, room):
     """
     b, p, _ = x.shape
     positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
-    causal = jnp.tril(jnp.ones((p, p), bool)) & real[:, None, :]
-    mask = (causal | jnp.eye(p, dtype=bool))[:, None]
+    causal = jnp.tril(jnp.ones((1, p, p), bool)) & real[:, None, :]
+    mask = (causal | jnp.eye(p, dtype=bool)[None])[:, None]
 
     def body(x, layer):
         kept = []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def _flat(start, *, length, row_tokens, shift=0):
     """Flat positions int32[S, G*T] of every picture's tokens; unused slots point past the rows."""
     used = (start < row_tokens)[..., None]
-    positions = jnp.where(used, start[..., None] + shift + jnp.arange(length), row_tokens)
+    positions = jnp.where(used, start[..., None] + shift + jnp.arange(length)[None, None], row_tokens)
     return positions.reshape(start.shape[0], -1)
 
 

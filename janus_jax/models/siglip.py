@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 
 from janus_jax.layers.attention import Attention, attention
-from janus_jax.layers.linear import Linear, Mlp, param
+from janus_jax.layers.linear import Linear, Mlp, param, trailing
 from janus_jax.layers.norm import LayerNorm
 
 
@@ -49,7 +49,8 @@ class Siglip(nnx.Module):
         """float[M, h, w, 3] in [-1, 1] -> float[M, T, D] features, row-major."""
         p = self.patch_size
         patches = rearrange(pixels, "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
-        x = self.patch(patches) + self.position.astype(pixels.dtype)
+        x = self.patch(patches)
+        x = x + trailing(self.position, x)
         body = lambda x, layer: (layer(x), None)
         body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
         x, _ = jax.lax.scan(body, x, self.layers)

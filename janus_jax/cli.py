@@ -90,5 +90,6 @@ def compute_dtype(name):
 
 def enable_compile_cache(folder):
     """Keeps compiled programs in a folder, so that the next start is quick."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if jax.config.jax_compilation_cache_dir is None:  # the environment may name a shared one
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -62,7 +62,7 @@ def make(network, tx, *, learning_rate, microbatches, seed):
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
             ((value, metrics), grads), _ = jax.lax.scan(add, zeros, parts)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

@@ -60,7 +60,12 @@ def test_prompt_drop_pads_what_stands_between_bos_and_boi(tok):
 
 
 def test_several_turns_and_pictures(tok):
-    turns = [("user", "<image_placeholder>\n<image_placeholder>\nSame?"), ("assistant", "no"), ("user", "Why?"), ("assistant", "size")]
+    turns = [
+        ("user", "<image_placeholder>\n<image_placeholder>\nSame?"),
+        ("assistant", "no"),
+        ("user", "Why?"),
+        ("assistant", "size"),
+    ]
     record = {"images": [PICTURE, PICTURE], "conversation": [{"role": r, "content": c} for r, c in turns]}
     e = make(tok, record, "understanding", template="chat")
     assert len(e.und_starts) == 2 and targets(tok, e) == " no size$$"

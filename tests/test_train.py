@@ -1,0 +1,99 @@
+"""Real processes: kill and resume, other numbers of devices, and what users are told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CACHE
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+from pathlib import Path
+from configs import tiny
+from tests.conftest import small
+def get_config(stage="all"):
+    c = small(tiny.get_config(), Path({data!r}))
+    for name in ("tokenizer", "3"):
+        del c.stages[name]
+    return c
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path, data):
+    path = tmp_path / "test_recipe.py"
+    path.write_text(CONFIG.format(data=str(data)))
+    return path
+
+
+def start(config_file, workdir, *flags, devices=8):
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    }
+    command = [sys.executable, "-m", "janus_jax.train", f"--config={config_file}", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, err = process.communicate(timeout=400)
+    return process.returncode, err
+
+
+def lines(workdir):
+    path = Path(workdir) / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = [k for k in rows[-1] if k not in ("seconds", "tokens_per_second", "mfu")]
+    return [{k: r.get(k) for k in keys} for r in rows]
+
+
+def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
+    assert finish(start(config_file, tmp_path / "whole"))[0] == 0
+    process = start(config_file, tmp_path / "cut")
+    path = tmp_path / "cut/metrics.jsonl"
+    while process.poll() is None and (not path.exists() or path.read_text().count("\n") < 10):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    seen = path.read_text().count("\n")
+    assert seen >= 10, "the run ended before it could be killed"
+    assert finish(start(config_file, tmp_path / "cut"))[0] == 0
+    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
+    assert [r["step"] for r in whole] == list(range(1, 17)) and cut == whole
+
+    extended = "--config.stages.2.steps=10"
+    for devices in (4, 1):
+        assert finish(start(config_file, tmp_path / "cut", extended, devices=devices))[0] == 0
+        extended = "--config.stages.2.steps=12"
+    assert [r["step"] for r in lines(tmp_path / "cut")] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.stpes=3"], "Did you mean"),
+        (["--config.data.sources.text.path=/nowhere/*"], "no data lie at .*/nowhere"),
+        (["--config.stages.2.batch=18", "--config.stages.1.steps=0"], "do not divide over data x fsdp"),
+        (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['vq'\]"),
+        (["--config.mesh.tensor=3"], "does not fit 8 devices"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(config_file, tmp_path, flags, message):
+    import re
+
+    code, err = finish(start(config_file, tmp_path / "run", *flags))
+    assert code == 2 and "Traceback" not in err
+    assert re.search(message, err), err
+
+
+def test_a_large_model_says_what_is_missing(tmp_path):
+    code, err = finish(start("configs/pro_7b.py", tmp_path / "run", devices=1))
+    assert code == 2 and "Traceback" not in err
+    assert "no data lie at" in err and "--config.data.sources" in err

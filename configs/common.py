@@ -90,11 +90,10 @@ def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
 
 
 def pick_stages(name, table):
-    """All stages in order, or the one whose name stands after the colon of --config."""
-    if name == "all":
-        return ConfigDict(table)
-    if name not in table:
+    """All stages in order as `stage_1`, `stage_2`, ..., or the one whose name stands after the colon of --config."""
+    if name != "all" and name not in table:
         near = difflib.get_close_matches(name, table, 1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"--config names no stage {name!r}; known stages: {list(table)}{hint}.")
-    return ConfigDict({name: table[name]})
+    chosen = table if name == "all" else {name: table[name]}
+    return ConfigDict({f"stage_{n}" if n.isdigit() else n: s for n, s in chosen.items()})

@@ -44,7 +44,7 @@ def get_config(stage="all"):
                 mixture=(1, 0, 3), lr=1e-3, warmup=600, steps=20_000, batch=256, und_slots=4, gen_slots=10,
                 sources=dict(understanding=dict(captions=1), generation=dict(imagenet=1)),
             ),
-            # The report's later edition halts at 270_000 steps: --config.stages.2.stop_at=270000.
+            # The report's later edition halts at 270_000 steps: --config.stages.stage_2.stop_at=270000.
             "2": common.stage(
                 mixture=(2, 3, 5), lr=1e-4, warmup=5_000, steps=360_000, batch=512, und_slots=4, gen_slots=8,
                 sources=dict(

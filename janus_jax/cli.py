@@ -60,7 +60,9 @@ def _parse(argv, words):
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, config_dict.JSONDecodeError) as error:
-        _stop(error.args[0] if error.args else error)
+        what = error.args[0] if error.args else error
+        _stop(f"--config has no field {what}; the config's page and configs/common.py list them."
+              if isinstance(error, KeyError) else what)  # fmt: skip
     if rest[1 + words :]:
         _stop(f"Unknown argument {rest[1 + words]!r}; flags look like --name=value, --help lists them.")
     return rest

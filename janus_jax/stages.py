@@ -14,12 +14,12 @@ import re
 from janus_jax.errors import UserError
 
 TOKENIZER = "tokenizer"
-ORDER = (TOKENIZER, "1", "2", "3")
+ORDER = (TOKENIZER, "stage_1", "stage_2", "stage_3")
 FROZEN = {
     TOKENIZER: (),
-    "1": ("llm", "understanding/encoder", "generation/tokenizer"),
-    "2": ("understanding/encoder", "generation/tokenizer"),
-    "3": ("generation/tokenizer",),
+    "stage_1": ("llm", "understanding/encoder", "generation/tokenizer"),
+    "stage_2": ("understanding/encoder", "generation/tokenizer"),
+    "stage_3": ("generation/tokenizer",),
 }
 
 

@@ -4,7 +4,7 @@
     python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b --config.init_from=runs/other
 
 Without :STAGE all stages of the config run in order. Any field can be changed: --config.seed=1,
---config.stages.2.steps=500, --config.data.sources.captions.path='/data/*.array_record'.
+--config.stages.stage_2.steps=500, --config.data.sources.captions.path='/data/*.array_record'.
 
 A stage starts from the first of these that exists:
     1. its own newest checkpoint in the workdir: everything continues, bit for bit

@@ -51,7 +51,7 @@ def load(name, stage="all"):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_published_ones(name):
-    network = assembly.build_network(load(name).to_dict(), "1")
+    network = assembly.build_network(load(name).to_dict(), "stage_1")
     for prefix, count in COUNTS[name].items():
         found = sum(math.prod(a.shape) for p, a in network.abstract.items() if p == prefix or p.startswith(prefix))
         assert found == count, prefix
@@ -60,7 +60,7 @@ def test_parameter_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_stage_tables_are_the_papers(name):
     for stage, row in TABLES[name].items():
-        s = load(name).stages[stage]
+        s = load(name).stages[f"stage_{stage}"]
         assert (s.lr, s.decay, s.warmup, s.steps, s.batch, s.weight_decay, s.mixture) == row
         assert s.length == 4096 and s.stop_at is None
         assert s.template == ("chat" if stage == "3" else "plain")
@@ -74,13 +74,13 @@ def test_every_stage_freezes_something_that_exists(name):
         trainable, frozen = stages.split(network.abstract, assembly.frozen_patterns(config.to_dict(), stage))
         assert trainable and (frozen or stage == stages.TOKENIZER)
         if name != "tiny":
-            assert ("llm/embed" in frozen) == (stage == "1")
-            assert ("understanding/encoder/norm/scale" in frozen) == (stage != "3")
+            assert ("llm/embed" in frozen) == (stage == "stage_1")
+            assert ("understanding/encoder/norm/scale" in frozen) == (stage != "stage_3")
             assert "generation/tokenizer/codebook" in frozen
 
 
 def test_janus_stage_2_starts_on_class_names():
-    phases = assembly.phases_of(load("janus_1p3b").to_dict()["stages"]["2"])
+    phases = assembly.phases_of(load("janus_1p3b").to_dict()["stages"]["stage_2"])
     assert [(p.until, list(p.sources["generation"])) for p in phases] == [(120_000, ["imagenet"]), (180_000, ["pictures"])]
 
 

@@ -11,7 +11,7 @@ from janus_jax.models.interleave import extract, insert
 from janus_jax.models.janus import count_targets
 
 
-def first_batch(config, stage="2"):
+def first_batch(config, stage="stage_2"):
     config = config.to_dict()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     network = assembly.build_network(config, stage)
@@ -111,7 +111,7 @@ def state_for(config, stage, network, mesh=None):
     return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), zero), tx, rate
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "1", "2", "3"])
+@pytest.mark.parametrize("stage", ["tokenizer", "stage_1", "stage_2", "stage_3"])
 @pytest.mark.parametrize("table", ["tiny", "papers"])
 def test_frozen_stays_and_everything_else_moves(config, stage, table):
     if table == "papers":
@@ -139,7 +139,7 @@ def test_loss_is_the_same_however_the_batch_is_split(config, devices, microbatch
     def losses(devices, microbatches):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         with jax.set_mesh(mesh):
-            state, tx, rate = state_for(config, "2", network)
+            state, tx, rate = state_for(config, "stage_2", network)
             places = sharding.param_shardings(mesh, network.abstract, network.axes)
             put = lambda part: {p: jax.device_put(a, places[p]) for p, a in part.items()}
             trainable = put(state.trainable)
@@ -156,7 +156,7 @@ def test_loss_is_the_same_however_the_batch_is_split(config, devices, microbatch
 
 def test_a_non_finite_step_changes_nothing(config):
     network, batch = first_batch(config)
-    state, tx, rate = state_for(config, "2", network)
+    state, tx, rate = state_for(config, "stage_2", network)
     bad = state._replace(trainable=state.trainable | {"llm/norm/scale": state.trainable["llm/norm/scale"] * np.nan})
     step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=1, seed=0))
     after, metrics = step(bad, batch)

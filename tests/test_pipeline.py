@@ -10,7 +10,7 @@ from janus_jax import assembly, sharding
 from janus_jax.batch import TASKS
 
 
-def pipeline(config, stage="2", host=(0, 1)):
+def pipeline(config, stage="stage_2", host=(0, 1)):
     config = config.to_dict()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     return assembly.build_pipeline(config, stage, assembly.build_network(config, stage), mesh=mesh, host=host)[0]
@@ -35,7 +35,7 @@ def test_hosts_share_one_sequence_and_positions_move_between_them(config):
             same(batch, jax.tree.map(lambda *parts: np.concatenate(parts), *(next(p).batch for p in again)))
 
 
-@pytest.mark.parametrize("stage", ["1", "2", "3"])
+@pytest.mark.parametrize("stage", ["stage_1", "stage_2", "stage_3"])
 def test_each_shard_draws_the_exact_ratio(config, stage):
     config.data.shards = 8
     p = pipeline(config, stage)

@@ -19,7 +19,7 @@ from configs import tiny
 from tests.conftest import small
 def get_config(stage="all"):
     c = small(tiny.get_config(), Path({data!r}))
-    for name in ("tokenizer", "3"):
+    for name in ("tokenizer", "stage_3"):
         del c.stages[name]
     return c
 """
@@ -68,19 +68,19 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
     assert [r["step"] for r in whole] == list(range(1, 17)) and cut == whole
 
-    extended = "--config.stages.2.steps=10"
+    extended = "--config.stages.stage_2.steps=10"
     for devices in (4, 1):
         assert finish(start(config_file, tmp_path / "cut", extended, devices=devices))[0] == 0
-        extended = "--config.stages.2.steps=12"
+        extended = "--config.stages.stage_2.steps=12"
     assert [r["step"] for r in lines(tmp_path / "cut")] == list(range(1, 21))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.stpes=3"], "Did you mean"),
+        (["--config.stpes=3"], "no field 'stpes'"),
         (["--config.data.sources.text.path=/nowhere/*"], "no data lie at .*/nowhere"),
-        (["--config.stages.2.batch=18", "--config.stages.1.steps=0"], "do not divide over data x fsdp"),
+        (["--config.stages.stage_2.batch=18", "--config.stages.stage_1.steps=0"], "do not divide over data x fsdp"),
         (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['vq'\]"),
         (["--config.mesh.tensor=3"], "does not fit 8 devices"),
     ],

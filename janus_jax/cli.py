@@ -60,9 +60,11 @@ def _parse(argv, words):
     try:
         rest = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, config_dict.JSONDecodeError) as error:
-        what = error.args[0] if error.args else error
-        _stop(f"--config has no field {what}; the config's page and configs/common.py list them."
-              if isinstance(error, KeyError) else what)  # fmt: skip
+        what = str(error.args[0] if error.args else error)
+        if isinstance(error, (AttributeError, KeyError)) and " " not in what:  # a bare name, the field not found
+            name = what.strip("\"'")
+            what = f"--config has no field '{name}'; the config's page and configs/common.py list them."
+        _stop(what)
     if rest[1 + words :]:
         _stop(f"Unknown argument {rest[1 + words]!r}; flags look like --name=value, --help lists them.")
     return rest

@@ -163,12 +163,11 @@ def outline(shape, *, x, y, radius, angle):
 
 
 def render(rng, scene, *, scale=4):
-    """Draws a scene: uint8[64, 64, 3]. Ground and colours are jittered by a few levels."""
-    ground = tuple(int(v) for v in rng.integers(GROUND - 4, GROUND + 5, size=3))
-    image = Image.new("RGB", (SIZE * scale, SIZE * scale), ground)
+    """Draws a scene: uint8[64, 64, 3]. Colours are jittered by a few levels."""
+    image = Image.new("RGB", (SIZE * scale, SIZE * scale), (GROUND,) * 3)
     draw = ImageDraw.Draw(image)
     for t in scene.things:
-        color = np.clip(np.array(COLORS[t.color]) + rng.integers(-10, 11, size=3), 0, 255)
+        color = np.clip(np.array(COLORS[t.color]) + rng.integers(-8, 9, size=3), 0, 255)
         points = outline(t.shape, x=t.x, y=t.y, radius=t.radius, angle=t.angle) * scale
         draw.polygon([tuple(p) for p in points], fill=tuple(int(c) for c in color))
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))

@@ -30,10 +30,10 @@ def generation_record(rng, split):
 
 
 def understanding_record(rng, split):
-    """A picture with a question, or one time in six in training with a full caption."""
+    """A picture with a question, or half the time in training with a full caption."""
     scene = _scene(rng, split)
     image = shapes.encode_png(shapes.render(rng, scene))
-    if split == "train" and rng.random() < 1 / 6:
+    if split == "train" and rng.random() < 1 / 2:
         return {"image": image, "caption": shapes.caption(scene)}
     kind, question, answer = shapes.question(rng, scene)
     return {"image": image, "question": question, "answer": answer, "kind": kind}

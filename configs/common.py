@@ -24,6 +24,35 @@ SIGLIP_L_16_384 = dict(
     norm_eps=1e-6,
     remat="block",
 )
+TINY_VQ = dict(  # 8x down: 64 codes for a picture of 64 pixels a side
+    base_channels=8,
+    channel_mult=(1, 2, 4, 8),
+    num_res_blocks=1,
+    z_channels=64,
+    codebook_size=512,
+    codebook_dim=8,
+    num_groups=4,
+)
+TINY_SIGLIP = dict(
+    image_size=64,
+    patch_size=16,
+    num_layers=4,
+    embed_dim=128,
+    num_heads=4,
+    mlp_dim=384,
+    norm_eps=1e-6,
+    remat="none",
+)
+TINY_LLAMA = dict(
+    num_layers=4,
+    embed_dim=128,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_dim=384,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    remat="none",
+)
 SYSTEM_PROMPT = (  # of the released models, before understanding conversations in stage 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
@@ -40,6 +69,7 @@ def get_config():
     c.log_every = 1
     c.save_every = 1_000
     c.keep_checkpoints = 2
+    c.samples = dict(prompts=(), guidance=5.0)  # what is drawn into workdir/samples at every checkpoint
     c.max_skipped_steps = 10  # non-finite steps in a row before the run stops
     c.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1 takes the devices that are left
     c.optimizer = dict(b1=0.9, b2=0.95, eps=1e-8, clip=1.0)

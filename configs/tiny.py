@@ -13,49 +13,24 @@ def get_config(stage="all"):
     """The text after the colon is the stage; without one the whole recipe runs."""
     c = common.get_config()
     c.init_fresh = (".*",)  # nothing is pretrained at this size
-    c.save_every = 100
-    c.model.llm = dict(
-        vocab_size=384,
-        num_layers=5,
-        embed_dim=128,
-        num_heads=4,
-        num_kv_heads=4,
-        mlp_dim=384,
-        rope_theta=10_000.0,
-        norm_eps=1e-6,
-        remat="none",
-    )
-    c.model.understanding = dict(
-        encoder=dict(
-            image_size=64,
-            patch_size=16,
-            num_layers=4,
-            embed_dim=128,
-            num_heads=4,
-            mlp_dim=384,
-            norm_eps=1e-6,
-            remat="none",
-        )
-    )
+    c.save_every = 300
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.samples.prompts = (
+        "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
+    )  # fmt: skip
+    c.model.llm = dict(vocab_size=512, **common.TINY_LLAMA)
+    c.model.understanding = dict(encoder=common.TINY_SIGLIP)
     c.model.generation = dict(
         kind="vq",
         image_size=64,
-        tokenizer=dict(
-            base_channels=8,
-            channel_mult=(1, 2, 4, 8),
-            num_res_blocks=1,
-            z_channels=64,
-            codebook_size=512,
-            codebook_dim=8,
-            num_groups=4,
-        ),
+        tokenizer=common.TINY_VQ,
         tokenizer_training=dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32),
     )
     c.data.tokenizer = "data/shapes/tokenizer.json"
     c.data.sources = {
         task: common.source(f"data/shapes/{task}-train.array_record") for task in ("understanding", "text", "generation")
     }
-    c.data.shards = 4
+    c.data.shards = 2
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = {task: {task: 1} for task in ("understanding", "text", "generation")}
     shape = dict(rows=4, length=256)
@@ -66,19 +41,19 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
-                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_800, batch=16,
-                rows=4, length=640, und_slots=0, gen_slots=8,
+                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_600, batch=16,
+                rows=4, length=320, und_slots=0, gen_slots=4,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=150, batch=16,
+                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=200, batch=8,
                 und_slots=5, gen_slots=13, frozen=tokenizer_only, **shape,
             ),
             "2": common.stage(
-                mixture=(2, 3, 5), sources=sources, lr=2e-3, warmup=20, steps=900, batch=16,
+                mixture=(2, 3, 5), sources=sources, lr=2e-3, warmup=20, steps=700, batch=8,
                 und_slots=5, gen_slots=11, frozen=tokenizer_only, **shape,
             ),
             "3": common.stage(
-                mixture=(5, 1, 4), sources=sources, lr=1.5e-3, decay="cosine", warmup=0, steps=500, batch=16,
+                mixture=(5, 1, 4), sources=sources, lr=2e-3, decay="cosine", warmup=20, steps=1_500, batch=8,
                 und_slots=10, gen_slots=8, template="chat", frozen=tokenizer_only, **shape,
             ),
         },

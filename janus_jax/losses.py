@@ -1,5 +1,6 @@
 """Cross-entropy of the text head, without ever holding the logits of a whole batch."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,6 +23,7 @@ def text_cross_entropy(hidden, *, head, targets, weights, chunk=512):
       losses float32[S, P] and whether each is the most likely token float32[S, P], both zero where no target is.
     """
     s, p, d = hidden.shape
+    chex.assert_shape([targets, weights], (s, p))
     chunk = min(chunk, p)
     order = jnp.argsort(-weights, axis=1, stable=True)
     padded = jnp.pad(order, ((0, 0), (0, -p % chunk)), constant_values=p)

@@ -12,7 +12,8 @@ A stage starts from the first of these that exists:
     3. --config.init_from, a workdir or a checkpoint: parameters only
     4. nothing, where --config.init_fresh lets every parameter start fresh
 
-The workdir holds checkpoints/, metrics.jsonl (one JSON object a step), TensorBoard events and config.json.
+The workdir holds checkpoints/, metrics.jsonl (one JSON object a step), TensorBoard events, config.json, and samples/,
+contact sheets of config.samples.prompts as the model draws them at every checkpoint.
 """
 
 import glob
@@ -25,15 +26,20 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 
 from janus_jax import assembly, checkpoint, cli, flops, sharding, stages, train_step
 from janus_jax.data.pipeline import Prefetch
 from janus_jax.errors import UserError
+from janus_jax.eval import samples
 from janus_jax.metrics import Log, Progress, peak_flops, readable
+from janus_jax.models.artist import Artist
 from janus_jax.models.janus import pick_path
 from janus_jax.train_step import TrainState
+
+SHOWN = 16  # pictures on a sheet of the tokenizer
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> without it.")
@@ -96,17 +102,18 @@ def train_stage(config, stage, workdir, *, preempted):
         )
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
+        sampler = Sampler(network, tokenizer, config, stage, workdir / "samples", log)
         try:
             _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
-                writer=writer, preempted=preempted,
+                writer=writer, sampler=sampler, preempted=preempted,
             )  # fmt: skip
         finally:
             writer.wait()
             log.close()
 
 
-def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, preempted):
+def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, preempted):
     """Steps to the end of the stage. Metrics are read one step late, when the next step is already on its way."""
     count_flops = _flops_counter(config, state)
     peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
@@ -151,6 +158,8 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
                 pending = None
                 _save(writer, offset + done, state, about | {"data": data.get_state()})
                 saved_at = offset + done
+                if not preempted:
+                    sampler(saved_at, state.trainable | state.frozen, packed.batch)
                 before = time.perf_counter()
         if preempted and saved_at != offset + done:
             report(pending) if pending else None
@@ -158,6 +167,30 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
     finally:
         data.close()
         progress.close()
+
+
+class Sampler:
+    """Draws the contact sheets of a stage: what the model makes of the prompts, or the tokenizer of its pictures."""
+
+    def __init__(self, network, tokenizer, config, stage, folder, log):
+        self._network, self._stage, self._folder, self._log = network, stage, folder, log
+        self._tokenizer, self._config = tokenizer, config
+
+    def __call__(self, step, params, batch):
+        """Writes and logs one sheet; `batch` is the step's Batch on the host."""
+        settings = self._config["samples"]
+        if not settings["prompts"]:
+            return
+        if self._stage == stages.TOKENIZER:
+            pictures = batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN]
+            sheet = samples.reconstructions(self._network, params, pictures)
+        else:
+            template = self._config["stages"][self._stage]["template"]
+            artist = Artist(self._network, params, self._tokenizer, self._config, template=template)
+            sheet = samples.drawings(artist, settings["prompts"], guidance=settings["guidance"])
+        self._folder.mkdir(exist_ok=True)
+        sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
+        self._log.picture(step, "samples", np.asarray(sheet))
 
 
 def _save(writer, number, state, about):

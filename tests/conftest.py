@@ -22,6 +22,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def small(config, data):
     """Cuts the tiny config down to the size of tests."""
     config.save_every = 4
+    config.mesh = dict(data=1, fsdp=-1, tensor=1)
+    config.samples.prompts = ()
     config.model.llm.update(num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=64)
     config.model.understanding.encoder.update(
         image_size=32, patch_size=8, num_layers=2, embed_dim=32, num_heads=2, mlp_dim=64

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from janus_jax.data import shapes
+from janus_jax.data.sources import write_array_record
 from tests.conftest import CACHE
 
 ROOT = Path(__file__).parent.parent
@@ -68,11 +72,11 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
     assert [r["step"] for r in whole] == list(range(1, 17)) and cut == whole
 
-    extended = "--config.stages.stage_2.steps=10"
-    for devices in (4, 1):
-        assert finish(start(config_file, tmp_path / "cut", extended, devices=devices))[0] == 0
-        extended = "--config.stages.stage_2.steps=12"
+    drawn = "--config.samples.prompts=('a red star',)"
+    assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=10", devices=4))[0] == 0
+    assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=12", drawn, devices=1))[0] == 0
     assert [r["step"] for r in lines(tmp_path / "cut")] == list(range(1, 21))
+    assert [p.name for p in (tmp_path / "cut/samples").iterdir()] == ["0000020_stage_2.png"]
 
 
 @pytest.mark.parametrize(
@@ -83,12 +87,18 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
         (["--config.stages.stage_2.batch=18", "--config.stages.stage_1.steps=0"], "do not divide over data x fsdp"),
         (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['vq'\]"),
         (["--config.mesh.tensor=3"], "does not fit 8 devices"),
+        (["--config.init_fresh=()"], "no checkpoint to start from.*--config.init_from"),
+        (["--config.data.sources.text.path={folder}/empty.array_record"], "empty.array_record' holds no records"),
+        (["--config.data.sources.generation.path={folder}/broken.array_record"], r"unusable.*undecodable picture.*generation/0/"),
+        (["--config.data.sources.generation.path={folder}/cut.array_record"], r"unusable.*undecodable picture.*generation/0/"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(config_file, tmp_path, flags, message):
-    import re
-
-    code, err = finish(start(config_file, tmp_path / "run", *flags))
+    png = shapes.encode_png(np.full((64, 64, 3), 200, np.uint8))
+    broken = {"empty": [], "broken": [b"no picture"] * 30, "cut": [png[:-30]] * 30}
+    for name, pictures in broken.items():
+        write_array_record(tmp_path / f"{name}.array_record", [{"image": p, "prompt": "a star"} for p in pictures])
+    code, err = finish(start(config_file, tmp_path / "run", *(f.format(folder=tmp_path) for f in flags)))
     assert code == 2 and "Traceback" not in err
     assert re.search(message, err), err
 

@@ -64,6 +64,16 @@ class Scene(NamedTuple):
     relation: str = ""
 
 
+def pick(rng, names):
+    """One of some names."""
+    return tuple(names)[rng.integers(len(names))]
+
+
+def two(rng, names):
+    """Two different names."""
+    return tuple(tuple(names)[i] for i in rng.permutation(len(names))[:2])
+
+
 def held_out(scene):
     """Whether a scene shows a held-out combination, by the table at the top of this file."""
     things = scene.things
@@ -98,33 +108,32 @@ def _tests_its_category(scene):
 
 
 def _compose(rng, category):
-    pick = lambda names: str(rng.choice(list(names)))
-    thing = lambda **kw: Thing(**{"size": pick(SIZES), "color": pick(COLORS), "shape": pick(SHAPES), **kw})
+    thing = lambda **kw: Thing(**{"size": pick(rng, SIZES), "color": pick(rng, COLORS), "shape": pick(rng, SHAPES), **kw})
     if category in ("single_object", "colors"):
         return Scene(category, (thing(),))
     if category == "counting":
         count = int(rng.integers(2, 5))
-        first = thing(size=pick(("small", "medium")))
-        return Scene(category, tuple(first._replace(size=pick(("small", "medium"))) for _ in range(count)))
-    first, second = (str(s) for s in rng.choice(SHAPES, 2, replace=False))
-    colors = [str(c) for c in rng.choice(list(COLORS), 2, replace=False)]
-    relation = pick(RELATIONS) if category == "position" else ""
+        first, sizes = thing(), ("small", "medium")
+        return Scene(category, tuple(first._replace(size=pick(rng, sizes)) for _ in range(count)))
+    first, second = two(rng, SHAPES)
+    colors = two(rng, COLORS)
+    relation = pick(rng, RELATIONS) if category == "position" else ""
     return Scene(category, (thing(shape=first, color=colors[0]), thing(shape=second, color=colors[1])), relation)
 
 
 def place(rng, scene, tries=60):
     """Free positions without overlap; None when none was found. Radius and angle are jittered a little."""
-    for _ in range(tries):
-        placed = []
-        for thing in scene.things:
-            radius = SIZES[thing.size] + rng.uniform(-0.5, 0.5)
-            low, high = REACH * radius + 1, SIZE - REACH * radius - 1
-            x, y = rng.uniform(low, high, size=2)
-            placed.append(thing._replace(x=x, y=y, radius=radius, angle=rng.uniform(-10, 10)))
-        far = lambda a, b: REACH * (a.radius + b.radius) + GAP
-        apart = all(math.hypot(a.x - b.x, a.y - b.y) > far(a, b) for a, b in combinations(placed, 2))
-        if apart and (not scene.relation or relation_of(placed[0], placed[1]) == scene.relation):
-            return scene._replace(things=tuple(placed))
+    n = len(scene.things)
+    radii = np.array([SIZES[t.size] for t in scene.things]) + rng.uniform(-0.5, 0.5, size=n)
+    angles = rng.uniform(-6, 6, size=n)
+    margin = (REACH * radii + 1)[:, None]
+    spots = rng.uniform(margin, SIZE - margin, size=(tries, n, 2))
+    for spot in spots.tolist():
+        placed = [t._replace(x=x, y=y) for t, (x, y) in zip(scene.things, spot, strict=True)]
+        far = ((math.dist(spot[i], spot[j]), REACH * (radii[i] + radii[j]) + GAP) for i, j in combinations(range(n), 2))
+        if all(d > limit for d, limit in far) and scene.relation in ("", relation_of(placed[0], placed[-1])):
+            jitter = zip(placed, radii.tolist(), angles.tolist(), strict=True)
+            return scene._replace(things=tuple(t._replace(radius=r, angle=a) for t, r, a in jitter))
     return None
 
 
@@ -170,13 +179,13 @@ def render(rng, scene, *, scale=4):
         color = np.clip(np.array(COLORS[t.color]) + rng.integers(-8, 9, size=3), 0, 255)
         points = outline(t.shape, x=t.x, y=t.y, radius=t.radius, angle=t.angle) * scale
         draw.polygon([tuple(p) for p in points], fill=tuple(int(c) for c in color))
-    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+    return np.asarray(image.reduce(scale))
 
 
 def encode_png(pixels):
     """uint8[h, w, 3] -> PNG bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -207,7 +216,7 @@ def describe(scene):
 
 def prompt(rng, scene):
     """A prompt for a picture: opener, description, closer."""
-    return f"{rng.choice(OPENERS)}{describe(scene)}{rng.choice(CLOSERS)}"
+    return f"{pick(rng, OPENERS)}{describe(scene)}{pick(rng, CLOSERS)}"
 
 
 def caption(scene):
@@ -231,7 +240,7 @@ def question(rng, scene):
     kinds += ["count", "count", "color"] if alike else ["color", "size"]
     if count == 2 and not alike and relation_of(first, second):
         kinds += ["relation", "relation"]
-    kind = str(rng.choice(kinds))
+    kind = pick(rng, kinds)
     noun = plural(thing.shape) if alike else thing.shape
     if kind == "shape":
         of = "objects" if alike else f"{thing.color} object"
@@ -248,7 +257,7 @@ def question(rng, scene):
     asked = thing
     if rng.random() < 0.5:  # a thing that is not there: its colour or its shape is another's
         while any((t.color, t.shape) == (asked.color, asked.shape) for t in scene.things):
-            change = {"color": str(rng.choice(list(COLORS)))} if rng.random() < 0.5 else {"shape": str(rng.choice(SHAPES))}
+            change = {"color": pick(rng, COLORS)} if rng.random() < 0.5 else {"shape": pick(rng, SHAPES)}
             asked = thing._replace(**change)
     there = "yes" if asked is thing else "no"
     return kind, f"Is there {article(f'{asked.color} {asked.shape}')}?", there
@@ -256,14 +265,13 @@ def question(rng, scene):
 
 def sentence(rng):
     """A text-only row about the same world."""
-    pick = lambda names: str(rng.choice(list(names)))
     kind = int(rng.integers(4))
     if kind == 0:
-        scene = sample_scene(rng, category=str(rng.choice(CATEGORIES)), split="train")
+        scene = sample_scene(rng, category=pick(rng, CATEGORIES), split="train")
         return f"This is {caption(scene)}"
-    first, second = (str(s) for s in rng.choice(SHAPES, 2, replace=False))
+    first, second = two(rng, SHAPES)
     if kind == 1:
-        relation = pick(RELATIONS)
+        relation = pick(rng, RELATIONS)
         return f"If {article(first)} is {relation} {article(second)}, the {second} is {OPPOSITE[relation]} the {first}."
     if kind == 2:
         a, b = (int(n) for n in rng.integers(1, 3, size=2))

@@ -11,10 +11,10 @@ import rich.progress
 from janus_jax.data import chat, shapes, tokenizer
 from janus_jax.data.sources import write_array_record, write_json
 
-COUNTS = {"generation": 36_000, "understanding": 18_000, "text": 6_000}
+COUNTS = {"generation": 30_000, "understanding": 15_000, "text": 5_000}
 HELD_OUT = {"understanding": 1_200, "generation": 600}
 CHUNK = 500
-VOCAB = 384
+VOCAB = 512
 ROLES = ("<|User|>", "<|Assistant|>")
 
 
@@ -24,9 +24,11 @@ def _scene(rng, split):
 
 
 def generation_record(rng, split):
-    """A picture and a prompt of its category."""
+    """A picture and a prompt of its category, or half the time in training one that says everything."""
     scene = _scene(rng, split)
-    return {"image": shapes.encode_png(shapes.render(rng, scene)), "prompt": shapes.prompt(rng, scene)}
+    full = split == "train" and rng.random() < 1 / 2
+    prompt = shapes.caption(scene) if full else shapes.prompt(rng, scene)
+    return {"image": shapes.encode_png(shapes.render(rng, scene)), "prompt": prompt}
 
 
 def understanding_record(rng, split):

@@ -169,7 +169,8 @@ class VQTokenizer(nnx.Module):
         Returns:
           pixels float[M, h, w, 3]; codes int32[M, T]; and three losses float32[M] without their weights: codebook
           mean (z_q - sg z)^2, commitment mean (sg z_q - z)^2, and revival, the mean squared distance of the codes
-          that no picture used to their nearest vector (one figure for the batch, under stop-gradient of z).
+          that no picture used to the nearest vector that is badly met, by more than the mean error (one figure for
+          the batch, under stop-gradient of z).
         """
         z = normalize(self.encode(pixels))
         codes, book = self.nearest(z), normalize(self.codebook[...])
@@ -179,7 +180,8 @@ class VQTokenizer(nnx.Module):
         through = z + jax.lax.stop_gradient(z_q - z)
 
         vectors = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
-        nearest = vectors[jnp.argmax(book @ vectors.T, axis=-1)]
+        error = jnp.mean((jax.lax.stop_gradient(z_q - z)) ** 2, axis=-1).reshape(1, -1)
+        nearest = vectors[jnp.argmax(jnp.where(error > error.mean(), book @ vectors.T, -jnp.inf), axis=-1)]
         unused = jnp.ones(len(book)).at[codes.reshape(-1)].set(0.0)
         revival = jnp.mean(unused * jnp.mean((book - nearest) ** 2, axis=-1))
         out = self.decoder(self.post_quant_conv(through))

@@ -25,8 +25,8 @@ class VQTokenizerNets(nnx.Module):
           image_size: pixels a side of the pictures to draw.
           tokenizer: keyword arguments of `VQTokenizer`.
           tokenizer_training: weights `squared`, `absolute` (reconstruction), `commitment`, `revival` (pulls codes
-            that no picture of the batch uses towards the batch's vectors), and `crop`, the side of the random crops
-            that training sees, 0 for whole pictures.
+            that no picture of the batch uses towards the batch's vectors), and `crop`, the side of the crops that
+            training sees, 0 for whole pictures.
         """
         self.num_tokens = (image_size // 2 ** (len(tokenizer["channel_mult"]) - 1)) ** 2
         self.training = tokenizer_training
@@ -123,7 +123,7 @@ class VQPath(GenerationPath):
         w, tokenizer = self.nets.training, self.nets.tokenizer
         pixels = to_float(pictures, jnp.float32)
         if w["crop"]:
-            pixels = jax.vmap(lambda p, k: random_crop(p, k, side=w["crop"]))(pixels, keys)
+            pixels = jax.vmap(lambda p, k: busy_crop(p, k, side=w["crop"]))(pixels, keys)
         out, codes, codebook, commitment, revival = tokenizer.reconstruct(pixels)
         squared = jnp.mean((out - pixels) ** 2, axis=(1, 2, 3))
         absolute = jnp.mean(jnp.abs(out - pixels), axis=(1, 2, 3))
@@ -149,7 +149,18 @@ def choose(logits, keys, guidance):
     return jax.vmap(jax.random.categorical)(keys, logits)
 
 
-def random_crop(pixels, key, *, side):
-    """A random square of a picture: float[h, w, 3] -> float[side, side, 3]."""
-    top, left = jax.random.randint(key, (2,), 0, jnp.array(pixels.shape[:2]) - side + 1)
-    return jax.lax.dynamic_slice(pixels, (top, left, 0), (side, side, 3))
+def busy_crop(pixels, key, *, side, tries=4):
+    """The square of most variance among a few random ones, since plain ground teaches nothing twice.
+
+    Args:
+      pixels: float[h, w, 3].
+      key: draws the squares.
+      side: of the square.
+      tries: how many are drawn.
+
+    Returns:
+      float[side, side, 3].
+    """
+    corners = jax.random.randint(key, (tries, 2), 0, jnp.array([pixels.shape[:2]]) - side + 1)
+    crops = jax.vmap(lambda corner: jax.lax.dynamic_slice(pixels, (*corner, 0), (side, side, 3)))(corners)
+    return crops[jnp.argmax(crops.var(axis=(1, 2, 3)))]

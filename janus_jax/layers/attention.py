@@ -1,5 +1,6 @@
 """Attention: the one function that every transformer in the house calls, and rotary positions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -37,6 +38,7 @@ def attention(q, k, v, *, mask=None):
     Returns:
       float[B, L, N, H].
     """
+    chex.assert_equal_shape([k, v])
     groups = q.shape[2] // k.shape[2]
     q = rearrange(q, "b l (k g) h -> b k g l h", g=groups) * q.shape[-1] ** -0.5
     scores = jnp.einsum("bkglh,bpkh->bkglp", q, k, preferred_element_type=jnp.float32)

@@ -1,5 +1,6 @@
 """Puts pictures into packed rows and reads them out again; all inside one pack group, never across devices."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +24,8 @@ def insert(x, pictures, *, start):
       float[S, R*L, D].
     """
     s, _, t, d = pictures.shape
+    chex.assert_shape(x, (s, None, d))
+    chex.assert_shape(start, pictures.shape[:2])
     where = _flat(start, length=t, row_tokens=x.shape[1])
     return jax.vmap(lambda x, w, p: x.at[w].set(p, mode="drop"))(x, where, pictures.reshape(s, -1, d).astype(x.dtype))
 

@@ -10,6 +10,7 @@ the way of drawing stands behind the generation path.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -98,6 +99,8 @@ class Janus(nnx.Module):
         """
         path = self.path
         s, _, length = batch.tokens.shape
+        chex.assert_equal_shape(batch[:5])
+        chex.assert_equal_shape([batch.gen_start, keys])
         used = batch.gen_start < batch.tokens.shape[1] * length
         prepared = self._prepare(batch, keys.reshape(-1))
 
@@ -152,11 +155,15 @@ class TokenizerTrainer(nnx.Module):
         self.dtype = dtype
         self.generation = self.path_class.TokenizerNets(rngs, **generation)
 
+    @property
+    def path(self):
+        """The generation path, good for its tokenizer alone."""
+        return self.path_class(self.generation, dtype=self.dtype)
+
     def loss(self, batch, *, counts, keys):
         """As `Janus.loss`, from the pictures to draw alone."""
-        path = self.path_class(self.generation, dtype=self.dtype)
         used = (batch.gen_start < batch.tokens.shape[1] * batch.tokens.shape[2]).reshape(-1)
-        losses, extra = path.tokenizer_loss(rearrange(batch.gen_images, "s g h w c -> (s g) h w c"), keys.reshape(-1))
+        losses, extra = self.path.tokenizer_loss(rearrange(batch.gen_images, "s g h w c -> (s g) h w c"), keys.reshape(-1))
         mean = lambda v: (v * used).sum() / jnp.maximum(counts.pictures, 1)
         return mean(losses), {"loss_gen": mean(losses)} | {k: mean(v) for k, v in extra.items()}
 

@@ -5,6 +5,7 @@ RMSNorm in fp32, rotary positions in half-split layout, separate text head (REFE
 
 import functools
 
+import chex
 import jax
 from flax import nnx
 
@@ -105,6 +106,7 @@ class Llama(nnx.Module):
         Returns:
           float[B, L, D].
         """
+        chex.assert_shape([positions, segment_ids], x.shape[:2])
         attend = functools.partial(attention, mask=segment_mask(segment_ids))
 
         def body(x, layer):
@@ -112,5 +114,5 @@ class Llama(nnx.Module):
             return sharding.constrain(x, "batch", "length", "act_embed"), None
 
         body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
-        x, _ = jax.lax.scan(body, x, self.layers)
+        x, _ = jax.lax.scan(body, x, self.layers, unroll=self.remat == "none")
         return self.norm(x)

@@ -5,6 +5,7 @@ As in Janus: exact (erf) GELU, LayerNorm eps 1e-6, final norm over all tokens, n
 
 import functools
 
+import chex
 import jax
 from einops import rearrange
 from flax import nnx
@@ -47,6 +48,7 @@ class Siglip(nnx.Module):
 
     def __call__(self, pixels):
         """float[M, h, w, 3] in [-1, 1] -> float[M, T, D] features, row-major."""
+        chex.assert_shape(pixels, (None, self.image_size, self.image_size, 3))
         p = self.patch_size
         patches = rearrange(pixels, "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
         x = self.patch(patches)

@@ -1,0 +1,67 @@
+r"""The tiny Janus on real pictures: names and drawings of emoji, half an hour on 2 cores.
+
+    python -m janus_jax.prepare openmoji --out=data/openmoji
+    python -m janus_jax.train --config=configs/openmoji.py --workdir=runs/openmoji
+
+OpenMoji's drawings are CC BY-SA 4.0 (https://openmoji.org), and so is what a model trained on them draws.
+"""
+
+from configs import common
+
+QUESTION = "=Which group of emoji is this?"
+PROMPTS = (  # names of the training split
+    "red heart", "pizza", "panda", "sunflower", "red apple", "soccer ball", "cactus", "octopus",
+    "Japan", "France", "yellow heart", "rocket", "smiling face with sunglasses", "watermelon", "snowman", "tiger",
+)  # fmt: skip
+
+
+def get_config(stage="all"):
+    """The text after the colon is the stage; without one the whole recipe runs."""
+    c = common.get_config()
+    c.init_fresh = (".*",)  # nothing is pretrained at this size
+    c.save_every = 500
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.samples = dict(prompts=PROMPTS, guidance=3.0)
+    c.model.llm = dict(vocab_size=1024, **common.TINY_LLAMA)
+    c.model.understanding = dict(encoder=common.TINY_SIGLIP)
+    c.model.generation = dict(
+        kind="vq",
+        image_size=64,
+        tokenizer=common.TINY_VQ,
+        tokenizer_training=dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32),
+    )
+    c.data.tokenizer = "data/openmoji/tokenizer.json"
+    emoji = lambda **fields: common.source("data/openmoji/openmoji/1.0.0", kind="tfds", split="train", fields=fields)
+    c.data.sources = dict(
+        generation=emoji(image="image", prompt="name"),
+        understanding=emoji(image="image", question=QUESTION, answer="group"),
+        text=emoji(text="sentence"),
+    )
+    c.data.shards = 2
+    c.data.roles = ("<|User|>", "<|Assistant|>")
+    sources = {task: {task: 1} for task in ("understanding", "text", "generation")}
+    shape = dict(rows=4, length=256)
+    # As in configs/tiny.py: the tokenizer is trained first and then frozen; nothing else has pretrained weights.
+    tokenizer_only = ("generation/tokenizer",)
+    c.stages = common.pick_stages(
+        stage,
+        {
+            "tokenizer": common.stage(
+                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=2_000, batch=16,
+                rows=4, length=320, und_slots=0, gen_slots=4,
+            ),
+            "1": common.stage(
+                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=200, batch=8,
+                und_slots=5, gen_slots=13, frozen=tokenizer_only, **shape,
+            ),
+            "2": common.stage(
+                mixture=(1, 1, 6), sources=sources, lr=2e-3, warmup=20, steps=2_000, batch=8,
+                und_slots=3, gen_slots=13, frozen=tokenizer_only, **shape,
+            ),
+            "3": common.stage(
+                mixture=(1, 1, 6), sources=sources, lr=1.5e-3, decay="cosine", warmup=20, steps=1_500, batch=8,
+                und_slots=3, gen_slots=12, template="chat", frozen=tokenizer_only, **shape,
+            ),
+        },
+    )  # fmt: skip
+    return c

@@ -1,0 +1,59 @@
+"""The emoji: their names, their split, and the way of a TensorFlow data set through a source to examples."""
+
+import numpy as np
+import pytest
+
+from configs import openmoji as page
+from janus_jax.data import image_ops, openmoji
+from janus_jax.data.sources import Source
+from janus_jax.data.tasks import ExampleMaker
+from janus_jax.data.tokenizer import load
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return openmoji.list_emoji()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, emoji):
+    folder = tmp_path_factory.mktemp("openmoji")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openmoji, "list_emoji", lambda: emoji[::60])
+        openmoji.write(folder)
+    return folder
+
+
+def test_enough_are_named_and_the_sheet_shows_training_names(emoji):
+    names = [name for _, name, _ in emoji]
+    train = {name for name in names if openmoji.split_of(name) == "train"}
+    assert len(emoji) >= 3_500 and len({group for *_, group in emoji}) >= 9
+    assert set(page.PROMPTS) <= train
+    assert 0.08 < 1 - len(train) / len(set(names)) < 0.12
+
+
+def test_skin_tones_stay_on_one_side_of_the_split():
+    tones = ("", " light skin tone", " dark skin tone", " medium-light skin tone dark skin tone")
+    for base in ("waving hand", "men wrestling", "person swimming", "handshake", "baby"):
+        assert len({openmoji.split_of(base + tone) for tone in tones}) == 1
+
+
+def test_records_become_examples(folder):
+    config = page.get_config()
+    make = ExampleMaker(
+        load(folder / "tokenizer.json"), template="chat", und_tokens=16, gen_tokens=64, max_length=256,
+        roles=config.data.roles, system_prompt="", prompt_drop=0.0, first_sentence=0.0, overlong="cut",
+    )  # fmt: skip
+    for task, chosen in config.data.sources.to_dict().items():
+        chosen["path"] = str(folder / "openmoji/1.0.0")
+        source = Source(task, **chosen)
+        example = make(source[0], task=task, rng=np.random.default_rng(0), record_id="0")
+        assert example.text_weights.any() == (task != "generation")
+        for picture in example.und_images + example.gen_images:
+            pixels = image_ops.for_generation(image_ops.decode(picture), size=64)
+            assert pixels.shape == (64, 64, 3) and pixels.std() > 5
+
+
+def test_the_set_carries_its_licence(folder):
+    assert "CC BY-SA 4.0" in (folder / "about.json").read_text()
+    assert "OpenMoji" in (folder / "openmoji/1.0.0/dataset_info.json").read_text()

@@ -13,7 +13,7 @@ def get_config(stage="all"):
     """The text after the colon is the stage; without one the whole recipe runs."""
     c = common.get_config()
     c.init_fresh = (".*",)  # nothing is pretrained at this size
-    c.save_every = 300
+    c.save_every = 500
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.samples.prompts = (
         "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
@@ -41,20 +41,20 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
-                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_600, batch=16,
+                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_200, batch=16,
                 rows=4, length=320, und_slots=0, gen_slots=4,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=200, batch=8,
+                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=150, batch=8,
                 und_slots=5, gen_slots=13, frozen=tokenizer_only, **shape,
             ),
             "2": common.stage(
-                mixture=(2, 3, 5), sources=sources, lr=2e-3, warmup=20, steps=700, batch=8,
+                mixture=(2, 3, 5), sources=sources, lr=2e-3, warmup=20, steps=350, batch=8,
                 und_slots=5, gen_slots=11, frozen=tokenizer_only, **shape,
             ),
             "3": common.stage(
-                mixture=(5, 1, 4), sources=sources, lr=2e-3, decay="cosine", warmup=20, steps=1_500, batch=8,
-                und_slots=10, gen_slots=8, template="chat", frozen=tokenizer_only, **shape,
+                mixture=(5, 1, 4), sources=sources, lr=2e-3, decay="cosine", warmup=20, steps=1_000, batch=8,
+                und_slots=9, gen_slots=8, template="chat", frozen=tokenizer_only, **shape,
             ),
         },
     )  # fmt: skip

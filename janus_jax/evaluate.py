@@ -26,6 +26,7 @@ BENCHMARK = cli.flags.DEFINE_string("benchmark", "shapes", "What to score: shape
 DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's data.")
 OUT = cli.flags.DEFINE_string("out", None, "Folder for the results; the checkpoint's own without it.")
 GUIDANCE = cli.flags.DEFINE_float("guidance", 3.0, "Guidance scale of the drawings.")
+TEMPERATURE = cli.flags.DEFINE_float("temperature", 1.0, "Temperature of the drawings; 0 is greedy.")
 SEEDS = cli.flags.DEFINE_integer("seeds", 4, "Drawings a prompt.")
 
 
@@ -42,7 +43,7 @@ def main():
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         artist = assembly.load_artist(CHECKPOINT.value, mesh=mesh)
-        guidance = Guidance(scale=GUIDANCE.value)
+        guidance = Guidance(scale=GUIDANCE.value, temperature=TEMPERATURE.value)
         drawings = shapes_score.draw_all(artist, prompts, seeds=SEEDS.value, guidance=guidance)
         drawing, floor = shapes_score.score(drawings, prompts)
         result = {

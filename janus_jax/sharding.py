@@ -122,6 +122,14 @@ def put_batch(mesh, batch):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
+def spread(tree):
+    """Deals arrays out over the mesh along their first axis; where that does not divide they stay as they are."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or any(len(x) % batch_divisor(mesh) for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.device_put(tree, batch_sharding(mesh))
+
+
 def constrain(x, *axes):
     """Asks for the sharding of an activation by its logical axes; without a mesh it does nothing."""
     if jax.sharding.get_abstract_mesh().empty:

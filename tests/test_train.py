@@ -89,8 +89,14 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
         (["--config.mesh.tensor=3"], "does not fit 8 devices"),
         (["--config.init_fresh=()"], "no checkpoint to start from.*--config.init_from"),
         (["--config.data.sources.text.path={folder}/empty.array_record"], "empty.array_record' holds no records"),
-        (["--config.data.sources.generation.path={folder}/broken.array_record"], r"unusable.*undecodable picture.*generation/0/"),
-        (["--config.data.sources.generation.path={folder}/cut.array_record"], r"unusable.*undecodable picture.*generation/0/"),
+        (
+            ["--config.data.sources.generation.path={folder}/broken.array_record"],
+            r"unusable.*undecodable picture.*generation/0/",
+        ),
+        (
+            ["--config.data.sources.generation.path={folder}/cut.array_record"],
+            r"unusable.*undecodable picture.*generation/0/",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(config_file, tmp_path, flags, message):

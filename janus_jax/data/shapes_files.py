@@ -11,7 +11,7 @@ import rich.progress
 from janus_jax.data import chat, shapes, tokenizer
 from janus_jax.data.sources import write_array_record, write_json
 
-COUNTS = {"generation": 30_000, "understanding": 15_000, "text": 5_000}
+COUNTS = {"generation": 26_000, "understanding": 16_000, "text": 4_000}
 HELD_OUT = {"understanding": 1_200, "generation": 600}
 CHUNK = 500
 VOCAB = 512
@@ -32,11 +32,18 @@ def generation_record(rng, split):
 
 
 def understanding_record(rng, split):
-    """A picture with a question, or half the time in training with a full caption."""
+    """A picture with a question; in training with a full caption half the time, else with three questions."""
     scene = _scene(rng, split)
     image = shapes.encode_png(shapes.render(rng, scene))
     if split == "train" and rng.random() < 1 / 2:
         return {"image": image, "caption": shapes.caption(scene)}
+    if split == "train":
+        turns = []
+        for _ in range(3):
+            _, question, answer = shapes.question(rng, scene)
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        turns[0]["content"] = f"{chat.IMAGE}\n{turns[0]['content']}"
+        return {"images": [image], "conversation": turns}
     kind, question, answer = shapes.question(rng, scene)
     return {"image": image, "question": question, "answer": answer, "kind": kind}
 
@@ -86,13 +93,9 @@ def write(out, *, seed=0, scale=1.0, workers=None):
         write_array_record(out / f"{task}-{split}.array_record", part)
     write_json(out / "prompts.json", shapes.held_out_prompts(seed=seed))
 
-    words = [
-        r[k]
-        for part in records.values()
-        for r in part
-        for k in ("prompt", "text", "caption", "question", "answer")
-        if k in r
-    ]
+    said = ("prompt", "text", "caption", "question", "answer")
+    words = [r[k] for part in records.values() for r in part for k in said if k in r]
+    words += [turn["content"] for r in records["understanding", "train"] for turn in r.get("conversation", ())]
     words += [chat.CAPTION] * 1000
     tokens = tokenizer.train(words, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)

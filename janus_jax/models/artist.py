@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from janus_jax import sharding
 from janus_jax.data import chat, image_ops
 from janus_jax.models import decode
 
@@ -37,6 +38,7 @@ class Artist:
         t = self.tokenizer
         ids, real = decode.right_align([[t.bos, *t.encode(text)[0], t.boi] for text in texts], pad_id=t.pad)
         keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+        ids, real, keys = sharding.spread((ids, real, keys))
         pictures, _ = decode.draw_batch(self.params, ids, real, keys, network=self.network, pad_id=t.pad, guidance=guidance)
         return np.asarray(pictures)
 
@@ -70,6 +72,7 @@ class Artist:
         shifted = np.array([[s + ids.shape[1] - len(r)] for s, r in zip(starts, rows, strict=True)], np.int32)
         pictures = np.stack([image_ops.for_understanding(i, size=self._size) for i in images])[:, None]
         keys = jax.vmap(jax.random.key)(np.asarray(seeds if seeds is not None else [0] * len(rows), np.uint32))
+        ids, real, pictures, shifted, keys = sharding.spread((ids, real, pictures, shifted, keys))
         out = decode.answer_batch(
             self.params, ids, real, pictures, shifted, keys,
             network=self.network, eos_id=t.eos, temperature=float(temperature), max_tokens=max_tokens,

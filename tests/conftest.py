@@ -32,7 +32,7 @@ def small(config, data):
     config.model.generation.tokenizer.update(base_channels=4, z_channels=16, codebook_size=32, num_groups=2)
     config.model.generation.tokenizer_training.crop = 16
     config.data.tokenizer = str(data / "tokenizer.json")
-    config.data.window = 16
+    config.data.window, config.data.shards = 16, 4
     for name in config.data.sources:
         config.data.sources[name].path = str(data / f"{name}-train.array_record")
     for name, stage in config.stages.items():

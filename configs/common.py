@@ -24,35 +24,6 @@ SIGLIP_L_16_384 = dict(
     norm_eps=1e-6,
     remat="block",
 )
-TINY_VQ = dict(  # 8x down: 64 codes for a picture of 64 pixels a side
-    base_channels=8,
-    channel_mult=(1, 2, 4, 8),
-    num_res_blocks=1,
-    z_channels=64,
-    codebook_size=512,
-    codebook_dim=8,
-    num_groups=4,
-)
-TINY_SIGLIP = dict(
-    image_size=64,
-    patch_size=16,
-    num_layers=4,
-    embed_dim=128,
-    num_heads=4,
-    mlp_dim=384,
-    norm_eps=1e-6,
-    remat="none",
-)
-TINY_LLAMA = dict(
-    num_layers=4,
-    embed_dim=128,
-    num_heads=4,
-    num_kv_heads=4,
-    mlp_dim=384,
-    rope_theta=10_000.0,
-    norm_eps=1e-6,
-    remat="none",
-)
 SYSTEM_PROMPT = (  # of the released models, before understanding conversations in stage 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
@@ -88,6 +59,28 @@ def get_config():
         bad_record_limit=0.01,
     )
     return c
+
+
+def tiny_model(*, vocab_size):
+    """The published architecture at 64 px: 16 features to understand and 64 codes to draw a picture."""
+    transformer = dict(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=384, norm_eps=1e-6, remat="none")
+    tokenizer = dict(
+        base_channels=8,
+        channel_mult=(1, 2, 4, 8),
+        num_res_blocks=1,
+        z_channels=64,
+        codebook_size=512,
+        codebook_dim=8,
+        num_groups=4,
+    )
+    training = dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32)
+    return ConfigDict(
+        dict(
+            llm=dict(vocab_size=vocab_size, num_kv_heads=4, rope_theta=10_000.0, **transformer),
+            understanding=dict(encoder=dict(image_size=64, patch_size=16, **transformer)),
+            generation=dict(kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training),
+        )
+    )
 
 
 def source(path, *, kind="array_record", fields=None, **options):

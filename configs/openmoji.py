@@ -1,4 +1,4 @@
-r"""The tiny Janus on real pictures: names and drawings of emoji, half an hour on 2 cores.
+r"""The tiny Janus on real pictures: names, groups and drawings of emoji.
 
     python -m janus_jax.prepare openmoji --out=data/openmoji
     python -m janus_jax.train --config=configs/openmoji.py --workdir=runs/openmoji
@@ -22,14 +22,7 @@ def get_config(stage="all"):
     c.save_every = 500
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.samples = dict(prompts=PROMPTS, guidance=3.0)
-    c.model.llm = dict(vocab_size=1024, **common.TINY_LLAMA)
-    c.model.understanding = dict(encoder=common.TINY_SIGLIP)
-    c.model.generation = dict(
-        kind="vq",
-        image_size=64,
-        tokenizer=common.TINY_VQ,
-        tokenizer_training=dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32),
-    )
+    c.model = common.tiny_model(vocab_size=1024)
     c.data.tokenizer = "data/openmoji/tokenizer.json"
     emoji = lambda **fields: common.source("data/openmoji/openmoji/1.0.0", kind="tfds", split="train", fields=fields)
     c.data.sources = dict(

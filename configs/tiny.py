@@ -3,7 +3,7 @@ r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages in
     python -m janus_jax.prepare shapes --out=data/shapes
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-The published architecture at 64 px: an 8x tokenizer with 64 codes a picture, a 16 px ViT, 1.2M parameters of LLM.
+The model is common.tiny_model: an 8x tokenizer with 64 codes a picture, a ViT with 16 features, 1.0M parameters of LLM.
 """
 
 from configs import common
@@ -18,14 +18,7 @@ def get_config(stage="all"):
     c.samples.prompts = (
         "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
     )  # fmt: skip
-    c.model.llm = dict(vocab_size=512, **common.TINY_LLAMA)
-    c.model.understanding = dict(encoder=common.TINY_SIGLIP)
-    c.model.generation = dict(
-        kind="vq",
-        image_size=64,
-        tokenizer=common.TINY_VQ,
-        tokenizer_training=dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32),
-    )
+    c.model = common.tiny_model(vocab_size=512)
     c.data.tokenizer = "data/shapes/tokenizer.json"
     c.data.sources = {
         task: common.source(f"data/shapes/{task}-train.array_record") for task in ("understanding", "text", "generation")

@@ -26,20 +26,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import logging
 
 from janus_jax import assembly, checkpoint, cli, flops, sharding, stages, train_step
 from janus_jax.data.pipeline import Prefetch
 from janus_jax.errors import UserError
-from janus_jax.eval import samples
+from janus_jax.eval.samples import Sampler
 from janus_jax.metrics import Log, Progress, peak_flops, readable
-from janus_jax.models.artist import Artist
 from janus_jax.models.janus import pick_path
 from janus_jax.train_step import TrainState
-
-SHOWN = 16  # pictures on a sheet of the tokenizer
 
 CONFIG = cli.config_flag()
 WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> without it.")
@@ -102,7 +98,7 @@ def train_stage(config, stage, workdir, *, preempted):
         )
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
-        sampler = Sampler(network, tokenizer, config, stage, workdir / "samples", log)
+        sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
         try:
             _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
@@ -167,30 +163,6 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
     finally:
         data.close()
         progress.close()
-
-
-class Sampler:
-    """Draws the contact sheets of a stage: what the model makes of the prompts, or the tokenizer of its pictures."""
-
-    def __init__(self, network, tokenizer, config, stage, folder, log):
-        self._network, self._stage, self._folder, self._log = network, stage, folder, log
-        self._tokenizer, self._config = tokenizer, config
-
-    def __call__(self, step, params, batch):
-        """Writes and logs one sheet; `batch` is the step's Batch on the host."""
-        settings = self._config["samples"]
-        if not settings["prompts"]:
-            return
-        if self._stage == stages.TOKENIZER:
-            pictures = batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN]
-            sheet = samples.reconstructions(self._network, params, pictures)
-        else:
-            template = self._config["stages"][self._stage]["template"]
-            artist = Artist(self._network, params, self._tokenizer, self._config, template=template)
-            sheet = samples.drawings(artist, settings["prompts"], guidance=settings["guidance"])
-        self._folder.mkdir(exist_ok=True)
-        sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
-        self._log.picture(step, "samples", np.asarray(sheet))
 
 
 def _save(writer, number, state, about):

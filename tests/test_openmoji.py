@@ -32,6 +32,10 @@ def test_enough_are_named_and_the_sheet_shows_training_names(emoji):
     assert 0.08 < 1 - len(train) / len(set(names)) < 0.12
 
 
+def test_the_config_asks_what_the_tokenizer_knows():
+    assert page.QUESTION == f"={openmoji.QUESTION}"
+
+
 def test_skin_tones_stay_on_one_side_of_the_split():
     tones = ("", " light skin tone", " dark skin tone", " medium-light skin tone dark skin tone")
     for base in ("waving hand", "men wrestling", "person swimming", "handshake", "baby"):

@@ -2,36 +2,42 @@
 
 import numpy as np
 
+from janus_jax import stages
 from janus_jax.eval.sheet import contact_sheet
 from janus_jax.generation.base import Guidance
 from janus_jax.models import decode
+from janus_jax.models.artist import Artist
+
+SHOWN = 16  # pictures on a sheet of the tokenizer
 
 
-def drawings(artist, prompts, *, guidance):
-    """Draws every prompt once.
+class Sampler:
+    """Draws a stage's contact sheets: what the model makes of the prompts, or the tokenizer of its pictures."""
 
-    Args:
-      artist: Artist.
-      prompts: strings.
-      guidance: scale; 1 is off.
+    def __init__(self, network, tokenizer, config, stage, *, folder, log):
+        """`config` is the resolved one; sheets go to `folder` and to `log`, a metrics.Log."""
+        self._network, self._tokenizer, self._config, self._stage = network, tokenizer, config, stage
+        self._folder, self._log = folder, log
 
-    Returns:
-      PIL picture.
-    """
-    pictures = artist.draw(prompts, seeds=range(len(prompts)), guidance=Guidance(scale=guidance))
-    return contact_sheet(pictures, prompts)
+    def __call__(self, step, params, batch):
+        """Writes and logs the sheet of a step; `batch` is the step's Batch on the host. Without prompts, nothing."""
+        if not self._config["samples"]["prompts"]:
+            return
+        sheet = self._pairs(params, batch) if self._stage == stages.TOKENIZER else self._drawings(params)
+        self._folder.mkdir(exist_ok=True)
+        sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
+        self._log.picture(step, "samples", np.asarray(sheet))
 
+    def _drawings(self, params):
+        """Every prompt once."""
+        prompts, guidance = self._config["samples"]["prompts"], self._config["samples"]["guidance"]
+        template = self._config["stages"][self._stage]["template"]
+        artist = Artist(self._network, params, self._tokenizer, self._config, template=template)
+        return contact_sheet(artist.draw(prompts, seeds=range(len(prompts)), guidance=Guidance(scale=guidance)), prompts)
 
-def reconstructions(network, params, pictures):
-    """Pairs of a picture and what the generation tokenizer makes of it.
-
-    Args:
-      network, params: of the model or of its tokenizer alone.
-      pictures: uint8[M, h, w, 3].
-
-    Returns:
-      PIL picture.
-    """
-    back = np.asarray(decode.reconstruct_batch(params, pictures, network=network))
-    pairs = np.stack([pictures, back], axis=1).reshape(-1, *pictures.shape[1:])
-    return contact_sheet(pairs, ["picture", "through the tokenizer"] * len(pictures))
+    def _pairs(self, params, batch):
+        """Pictures, each beside what the tokenizer makes of it."""
+        pictures = batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN]
+        back = np.asarray(decode.reconstruct_batch(params, pictures, network=self._network))
+        pairs = np.stack([pictures, back], axis=1).reshape(-1, *pictures.shape[1:])
+        return contact_sheet(pairs, ["picture", "through the tokenizer"] * len(pictures))

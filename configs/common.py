@@ -63,7 +63,7 @@ def get_config():
 
 def tiny_model(*, vocab_size):
     """The published architecture at 64 px: 16 features to understand and 64 codes to draw a picture."""
-    transformer = dict(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=384, norm_eps=1e-6, remat="none")
+    transformer = dict(num_layers=4, embed_dim=128, mlp_dim=384, norm_eps=1e-6, remat="none")
     tokenizer = dict(
         base_channels=8,
         channel_mult=(1, 2, 4, 8),
@@ -76,8 +76,8 @@ def tiny_model(*, vocab_size):
     training = dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32)
     return ConfigDict(
         dict(
-            llm=dict(vocab_size=vocab_size, num_kv_heads=4, rope_theta=10_000.0, **transformer),
-            understanding=dict(encoder=dict(image_size=64, patch_size=16, **transformer)),
+            llm=dict(vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer),
+            understanding=dict(encoder=dict(image_size=64, patch_size=16, num_heads=4, **transformer)),
             generation=dict(kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training),
         )
     )

@@ -69,6 +69,6 @@ def test_broken_pictures_are_skipped_counted_and_stop_the_run(config, tmp_path):
     from janus_jax.errors import UserError
 
     write_array_record(tmp_path / "bad.array_record", [{"image": b"<html>", "prompt": "x"}] * 5)
-    config.data.sources["generation"].path = str(tmp_path / "bad.array_record")
+    config.data.sources["scenes"].path = str(tmp_path / "bad.array_record")
     with pytest.raises(UserError, match=r"unusable.*bad_record_limit=1%.*undecodable picture"):
         next(pipeline(config))

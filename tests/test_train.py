@@ -90,12 +90,12 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
         (["--config.init_fresh=()"], "no checkpoint to start from.*--config.init_from"),
         (["--config.data.sources.text.path={folder}/empty.array_record"], "empty.array_record' holds no records"),
         (
-            ["--config.data.sources.generation.path={folder}/broken.array_record"],
-            r"unusable.*undecodable picture.*generation/0/",
+            ["--config.data.sources.scenes.path={folder}/broken.array_record"],
+            r"unusable.*undecodable picture.*scenes/0/",
         ),
         (
-            ["--config.data.sources.generation.path={folder}/cut.array_record"],
-            r"unusable.*undecodable picture.*generation/0/",
+            ["--config.data.sources.scenes.path={folder}/cut.array_record"],
+            r"unusable.*undecodable picture.*scenes/0/",
         ),
     ],
 )

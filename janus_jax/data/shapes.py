@@ -3,8 +3,8 @@
 A scene holds one to four objects at free positions on a light ground. Held out are *combinations*, for every scene of
 the training set, whatever its category:
 
-    a lone object      6 of the 18 (size, shape) and 12 of the 48 (colour, shape) pairs never stand alone
-    several alike      36 of the 144 (count, colour, shape) triples never occur
+    a lone object      3 of the 18 (size, shape) and 6 of the 48 (colour, shape) pairs never stand alone
+    several alike      18 of the 144 (count, colour, shape) triples never occur
     two different      3 of the 15 pairs of shapes never meet
 
 so a held-out prompt always asks for something no training picture shows, made of parts that all are known.
@@ -36,11 +36,12 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 SHARES = (0.10, 0.18, 0.20, 0.12, 0.20, 0.20)  # of the training scenes, in the order of CATEGORIES
-OPENERS = ("", "a picture of ", "a photo of ", "an image of ", "a drawing of ", "a view of ")
+OPENERS = ("", *(f"{a} {b} " for a in ("a picture", "a photo", "an image", "a drawing") for b in ("of", "with", "showing")))
 CLOSERS = ("", ".", " on a plain ground")
 GROUND = 244
 REACH, GAP = 1.2, 2.0  # corners stand out over the radius; pixels between two objects
 
+LONE_COLORS = (1, 4, 7, 2, 5, 0)  # of each shape, the place of the colour that it never has when alone
 HELD_OUT_PAIRS = tuple(frozenset(p) for p in (("circle", "star"), ("square", "cross"), ("triangle", "diamond")))
 
 
@@ -80,9 +81,9 @@ def held_out(scene):
     shape, color, size = (list(names).index(n) for names, n in zip(
         (SHAPES, COLORS, SIZES), (things[0].shape, things[0].color, things[0].size), strict=True))  # fmt: skip
     if len(things) == 1:
-        return shape % 3 == size or (color - shape) % 4 == 0
+        return shape == 2 * size or color == LONE_COLORS[shape]
     if len({t.shape for t in things}) == 1:
-        return (color + shape + len(things)) % 4 == 0
+        return (color + shape + len(things)) % 8 == 0
     return frozenset(t.shape for t in things) in HELD_OUT_PAIRS
 
 
@@ -101,9 +102,9 @@ def _tests_its_category(scene):
     thing = scene.things[0]
     shape, color, size = SHAPES.index(thing.shape), list(COLORS).index(thing.color), list(SIZES).index(thing.size)
     if scene.category == "single_object":
-        return shape % 3 == size
+        return shape == 2 * size
     if scene.category == "colors":
-        return (color - shape) % 4 == 0
+        return color == LONE_COLORS[shape]
     return held_out(scene)
 
 

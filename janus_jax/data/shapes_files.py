@@ -1,4 +1,4 @@
-"""Writes the `shapes` set: records by task and split, held-out prompts, and a text tokenizer trained on its texts."""
+"""Writes the `shapes` set: records to draw and to understand, held-out prompts, and a text tokenizer trained on its texts."""
 
 import functools
 import multiprocessing
@@ -11,8 +11,9 @@ import rich.progress
 from janus_jax.data import chat, shapes, tokenizer
 from janus_jax.data.sources import write_array_record, write_json
 
-COUNTS = {"generation": 26_000, "understanding": 16_000, "text": 4_000}
-HELD_OUT = {"understanding": 1_200, "generation": 600}
+COUNTS = {"objects": 10_000, "scenes": 26_000, "captions": 20_000, "questions": 14_000, "text": 4_000}
+HELD_OUT = 1_200  # questions
+QUESTIONS = 4  # about a training picture
 CHUNK = 500
 VOCAB = 512
 ROLES = ("<|User|>", "<|Assistant|>")
@@ -23,44 +24,66 @@ def _scene(rng, split):
     return shapes.sample_scene(rng, category=category, split=split)
 
 
-def generation_record(rng, split):
-    """A picture and a prompt of its category, or half the time in training one that says everything."""
-    scene = _scene(rng, split)
-    full = split == "train" and rng.random() < 1 / 2
-    prompt = shapes.caption(scene) if full else shapes.prompt(rng, scene)
+def object_record(rng):
+    """To draw: a lone object."""
+    return _drawing(rng, shapes.sample_scene(rng, category=shapes.pick(rng, ("single_object", "colors")), split="train"))
+
+
+def scene_record(rng):
+    """To draw: a scene of any category."""
+    return _drawing(rng, _scene(rng, "train"))
+
+
+def _drawing(rng, scene):
+    """A picture and its category's prompt, or half the time one that says everything."""
+    prompt = shapes.caption(scene) if rng.random() < 1 / 2 else shapes.prompt(rng, scene)
     return {"image": shapes.encode_png(shapes.render(rng, scene)), "prompt": prompt}
 
 
-def understanding_record(rng, split):
-    """A picture with a question; in training with a full caption half the time, else with three questions."""
-    scene = _scene(rng, split)
-    image = shapes.encode_png(shapes.render(rng, scene))
-    if split == "train" and rng.random() < 1 / 2:
-        return {"image": image, "caption": shapes.caption(scene)}
-    if split == "train":
-        turns = []
-        for _ in range(3):
-            _, question, answer = shapes.question(rng, scene)
-            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        turns[0]["content"] = f"{chat.IMAGE}\n{turns[0]['content']}"
-        return {"images": [image], "conversation": turns}
+def caption_record(rng):
+    """To understand: a picture and everything there is to say of it."""
+    scene = _scene(rng, "train")
+    return {"image": shapes.encode_png(shapes.render(rng, scene)), "caption": shapes.caption(scene)}
+
+
+def question_record(rng):
+    """To understand: a conversation about a picture."""
+    scene, turns = _scene(rng, "train"), []
+    for _ in range(QUESTIONS):
+        _, question, answer = shapes.question(rng, scene)
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    turns[0]["content"] = f"{chat.IMAGE}\n{turns[0]['content']}"
+    return {"images": [shapes.encode_png(shapes.render(rng, scene))], "conversation": turns}
+
+
+def held_out_record(rng):
+    """One question about a held-out scene."""
+    scene = _scene(rng, "heldout")
     kind, question, answer = shapes.question(rng, scene)
+    image = shapes.encode_png(shapes.render(rng, scene))
     return {"image": image, "question": question, "answer": answer, "kind": kind}
 
 
-def text_record(rng, split):
+def text_record(rng):
     """A sentence about the same world."""
     return {"text": shapes.sentence(rng)}
 
 
-MAKERS = {"generation": generation_record, "understanding": understanding_record, "text": text_record}
+FILES = {
+    "objects-train": object_record,
+    "scenes-train": scene_record,
+    "captions-train": caption_record,
+    "questions-train": question_record,
+    "text-train": text_record,
+    "questions-heldout": held_out_record,
+}
 
 
 def _chunk(job, *, seed):
-    """One chunk of records; its random numbers depend on nothing but its own place."""
-    task, split, number, size = job
-    rng = np.random.default_rng((seed, sorted(MAKERS).index(task), split == "train", number))
-    return job, [MAKERS[task](rng, split) for _ in range(size)]
+    """One chunk of a file; its random numbers depend on nothing but its own place."""
+    name, number, size = job
+    rng = np.random.default_rng((seed, list(FILES).index(name), number))
+    return job, [FILES[name](rng) for _ in range(size)]
 
 
 def write(out, *, seed=0, scale=1.0, workers=None):
@@ -77,31 +100,26 @@ def write(out, *, seed=0, scale=1.0, workers=None):
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {(t, "train"): int(n * scale) for t, n in COUNTS.items()}
-    wanted |= {(t, "heldout"): n for t, n in HELD_OUT.items()}
-    jobs = [
-        (task, split, start // CHUNK, min(CHUNK, n - start))
-        for (task, split), n in wanted.items()
-        for start in range(0, n, CHUNK)
-    ]
+    wanted = {f"{name}-train": int(n * scale) for name, n in COUNTS.items()} | {"questions-heldout": HELD_OUT}
+    jobs = [(name, start // CHUNK, min(CHUNK, n - start)) for name, n in wanted.items() for start in range(0, n, CHUNK)]
     records = defaultdict(list)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         made = pool.imap(functools.partial(_chunk, seed=seed), jobs)  # in order, whatever the workers
-        for (task, split, *_), part in rich.progress.track(made, description="shapes", total=len(jobs)):
-            records[task, split] += part
-    for (task, split), part in records.items():
-        write_array_record(out / f"{task}-{split}.array_record", part)
+        for (name, *_), part in rich.progress.track(made, description="shapes", total=len(jobs)):
+            records[name] += part
+    for name, part in records.items():
+        write_array_record(out / f"{name}.array_record", part)
     write_json(out / "prompts.json", shapes.held_out_prompts(seed=seed))
 
     said = ("prompt", "text", "caption", "question", "answer")
     words = [r[k] for part in records.values() for r in part for k in said if k in r]
-    words += [turn["content"] for r in records["understanding", "train"] for turn in r.get("conversation", ())]
+    words += [turn["content"] for r in records["questions-train"] for turn in r["conversation"]]
     words += [chat.CAPTION] * 1000
     tokens = tokenizer.train(words, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)
 
-    about = {"records": {f"{t}-{s}": len(part) for (t, s), part in records.items()}, "seed": seed}
-    about["majority_answer_baseline"] = majority_baseline(records["understanding", "heldout"])
+    about = {"records": {name: len(part) for name, part in records.items()}, "seed": seed}
+    about["majority_answer_baseline"] = majority_baseline(records["questions-heldout"])
     write_json(out / "about.json", about)
     return about
 

@@ -32,7 +32,7 @@ def load_prompts(data):
 
 def understanding(artist, data, *, limit=None):
     """Share of held-out questions answered word for word, overall and by kind of question."""
-    source = Source("heldout", kind="array_record", path=str(Path(data) / "understanding-heldout.array_record"))
+    source = Source("heldout", kind="array_record", path=str(Path(data) / "questions-heldout.array_record"))
     records = [source[i] for i in range(min(len(source), limit or len(source)))]
     right, kinds = [], [r["kind"] for r in records]
     for start in rich.progress.track(range(0, len(records), BATCH), description="questions"):

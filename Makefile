@@ -8,7 +8,7 @@ RUN ?= runs/quickstart
 quickstart: export JAX_NUM_CPU_DEVICES ?= 2
 quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test acceptance lint
 
 $(BIN)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ quickstart: $(BIN)/.installed data/shapes/about.json  ## data, tokenizer, three 
 
 test: $(BIN)/.installed  ## the test suite
 	$(BIN)/python -m pytest -q
+
+acceptance: $(BIN)/.installed  ## the slow proofs, into docs/acceptance.md; goes on where it stopped
+	$(BIN)/python -m pytest -q -s -m slow -p tests.acceptance_page tests/test_acceptance.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

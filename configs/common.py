@@ -43,7 +43,7 @@ def get_config():
     c.samples = dict(prompts=(), guidance=5.0)  # what is drawn into workdir/samples at every checkpoint
     c.max_skipped_steps = 10  # non-finite steps in a row before the run stops
     c.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1 takes the devices that are left
-    c.optimizer = dict(b1=0.9, b2=0.95, eps=1e-8, clip=1.0)
+    c.optimizer = dict(kind="adamw", b1=0.9, b2=0.95, eps=1e-8, clip=1.0)
     c.model = ConfigDict()
     c.data = dict(
         tokenizer="",  # a tokenizer.json

@@ -21,6 +21,7 @@ def get_config(stage="all"):
     c.init_fresh = (".*",)  # nothing is pretrained at this size
     c.save_every = 500
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
     c.samples = dict(prompts=PROMPTS, guidance=3.0)
     c.model = common.tiny_model(vocab_size=1024)
     c.data.tokenizer = "data/openmoji/tokenizer.json"
@@ -33,27 +34,26 @@ def get_config(stage="all"):
     c.data.shards = 2
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = {task: {task: 1} for task in ("understanding", "text", "generation")}
-    shape = dict(rows=4, length=256)
     # As in configs/tiny.py: the tokenizer is trained first and then frozen; nothing else has pretrained weights.
-    tokenizer_only = ("generation/tokenizer",)
+    shape = dict(batch=4, length=256, frozen=("generation/tokenizer",))
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
-                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=2_000, batch=16,
+                mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine", warmup=50, steps=1_200, batch=16,
                 rows=4, length=320, und_slots=0, gen_slots=4,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources, lr=2e-3, warmup=50, steps=200, batch=8,
-                und_slots=5, gen_slots=13, frozen=tokenizer_only, **shape,
+                mixture=(1, 0, 3), sources=sources, lr=3e-3, warmup=50, steps=100,
+                und_slots=3, gen_slots=6, **shape,
             ),
             "2": common.stage(
-                mixture=(1, 1, 6), sources=sources, lr=2e-3, warmup=20, steps=2_000, batch=8,
-                und_slots=3, gen_slots=13, frozen=tokenizer_only, **shape,
+                mixture=(1, 1, 6), sources=sources, lr=3e-3, warmup=50, steps=1_000,
+                und_slots=2, gen_slots=7, **shape,
             ),
             "3": common.stage(
-                mixture=(1, 1, 6), sources=sources, lr=1.5e-3, decay="cosine", warmup=20, steps=1_500, batch=8,
-                und_slots=3, gen_slots=12, template="chat", frozen=tokenizer_only, **shape,
+                mixture=(1, 1, 6), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_400,
+                und_slots=2, gen_slots=6, template="chat", **shape,
             ),
         },
     )  # fmt: skip

@@ -15,6 +15,7 @@ def get_config(stage="all"):
     c.init_fresh = (".*",)  # nothing is pretrained at this size
     c.save_every = 1_000
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
+    c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
     c.samples.prompts = (
         "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
     )  # fmt: skip
@@ -32,20 +33,20 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
-                mixture=(0, 0, 1), sources=sources, lr=3e-3, decay="cosine", warmup=50, steps=1_200, batch=16,
+                mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine", warmup=50, steps=650, batch=16,
                 rows=4, length=320, und_slots=0, gen_slots=4,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources | {"generation": {"objects": 1}}, lr=2e-3, warmup=50, steps=500,
+                mixture=(1, 0, 3), sources=sources | {"generation": {"objects": 1}}, lr=3e-3, warmup=50, steps=400,
                 und_slots=3, gen_slots=6, **shape,
             ),
             "2": common.stage(
-                mixture=(2, 3, 5), sources=sources, lr=1e-3, warmup=50, steps=1_200,
+                mixture=(3, 1, 6), sources=sources, lr=3e-3, warmup=50, steps=800,
                 und_slots=3, gen_slots=6, **shape,
             ),
             "3": common.stage(
-                mixture=(5, 1, 4), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=1e-3,
-                decay="cosine", warmup=50, steps=2_200, und_slots=4, gen_slots=3, template="chat", **shape,
+                mixture=(5, 1, 4), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
+                decay="cosine", warmup=50, steps=1_250, und_slots=4, gen_slots=3, template="chat", **shape,
             ),
         },
     )  # fmt: skip

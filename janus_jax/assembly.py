@@ -55,11 +55,12 @@ def held_dtypes(network, config, *, frozen):
     return {path: compute if low(path) else jnp.dtype("float32") for path in network.abstract}
 
 
-def build_optimizer(config, stage):
+def build_optimizer(config, stage, network):
     """The stage's optimizer and its learning-rate schedule."""
     s = config["stages"][stage]
     rate = optimizer.schedule(lr=s["lr"], steps=s["steps"], warmup=s["warmup"], decay=s["decay"])
-    return optimizer.make(rate, weight_decay=s["weight_decay"], **config["optimizer"]), rate
+    shapes = dict(abstract=network.abstract, axes=network.axes)
+    return optimizer.make(rate, weight_decay=s["weight_decay"], **shapes, **config["optimizer"]), rate
 
 
 def frozen_patterns(config, stage):

@@ -1,6 +1,7 @@
-"""AdamW with clipping and the papers' schedules, over the trainable parameters only."""
+"""AdamW or Muon with clipping and the papers' schedules, over the trainable parameters only."""
 
 import optax
+import optax.contrib
 
 from janus_jax.errors import UserError
 
@@ -22,15 +23,51 @@ def schedule(*, lr, steps, warmup, decay):
     raise UserError(f"A stage's decay is {decay!r}; known: ['constant', 'cosine'].")
 
 
-def make(learning_rate, *, b1, b2, eps, weight_decay, clip):
-    """The optimizer (Janus, table 2: AdamW, betas 0.9 and 0.95, gradient clip 1.0).
+def make(learning_rate, *, kind, b1, b2, eps, weight_decay, clip, abstract, axes):
+    """The optimizer: 'adamw' (Janus, table 2: betas 0.9 and 0.95, gradient clip 1.0) or 'muon', for nets from scratch.
+
+    Muon (Jordan 2024) orthogonalises the momentum of every matrix between two hidden spaces; tables, heads, norms and
+    biases follow Adam. Its updates are scaled to Adam's size (Liu et al. 2025, equation 4), so rates mean the same.
 
     Args:
       learning_rate: step -> rate.
-      b1, b2, eps: AdamW's.
+      kind: 'adamw' or 'muon'.
+      b1, b2, eps: Adam's.
       weight_decay: on matrices and tables; norms and biases, whatever stack they are in, do not decay.
       clip: global norm of the trainable gradients.
+      abstract, axes: {path: ShapeDtypeStruct} and {path: logical axes of the trailing dimensions}, as a Network has.
+
+    Raises:
+      UserError: for another kind.
     """
+    if kind == "adamw":
+        direction = optax.scale_by_adam(b1, b2, eps)
+    elif kind == "muon":
+        sides = {path: _sides(path, len(leaf.shape), axes[path]) for path, leaf in abstract.items()}
+        direction = optax.contrib.muon(
+            -1.0,  # the rate, and the sign with it, come last
+            ns_steps=3,
+            preconditioning="schatten",  # as exact in 3 steps as the usual norm in 5
+            consistent_rms=0.2,
+            eps=eps,
+            adam_b1=b1,
+            adam_b2=b2,
+            muon_weight_dimension_numbers=lambda params: {path: sides[path] for path in params},
+        )
+    else:
+        raise UserError(f"--config.optimizer.kind is {kind!r}; known: ['adamw', 'muon'].")
     decays = lambda params: {path: not path.endswith(("/bias", "/scale")) for path in params}
-    adamw = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(clip), adamw)
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        direction,
+        optax.add_decayed_weights(weight_decay, mask=decays),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _sides(path, ndim, axes):
+    """The input and output dimensions of a matrix that Muon orthogonalises; None for everything else."""
+    if not path.endswith("/kernel") or "vocab" in axes:
+        return None
+    first, split = ndim - len(axes), ndim - (2 if axes[-1] == "head_dim" else 1)
+    return optax.contrib.MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, ndim)))

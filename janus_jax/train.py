@@ -26,7 +26,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
 
 from janus_jax import assembly, checkpoint, cli, flops, sharding, stages, train_step
@@ -80,7 +79,7 @@ def train_stage(config, stage, workdir, *, preempted):
     _check_room(config, stage, network, mesh)
     host = (jax.process_index(), jax.process_count())
     pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host)
-    tx, rate = assembly.build_optimizer(config, stage)
+    tx, rate = assembly.build_optimizer(config, stage, network)
     with jax.set_mesh(mesh):
         if resumed:
             state = _resume(resumed, config, stage, network, tx, mesh)
@@ -229,13 +228,13 @@ def _abstract_params(config, stage, network, mesh):
 
 def _optimizer_shardings(tx, trainable, mesh):
     """Moments lie where their parameters lie, counters everywhere."""
-    return optax.tree.map_params(
-        tx,
-        lambda _, p: p.sharding,
-        jax.eval_shape(tx.init, trainable),
-        trainable,
-        transform_non_params=lambda _: sharding.replicated(mesh),
-    )
+
+    def place(keys, leaf):
+        names = [k.key for k in keys if isinstance(k, jax.tree_util.DictKey) and k.key in trainable]
+        like = names and trainable[names[-1]].shape == leaf.shape
+        return trainable[names[-1]].sharding if like else sharding.replicated(mesh)
+
+    return jax.tree.map_with_path(place, jax.eval_shape(tx.init, trainable))
 
 
 def _resume(saved, config, stage, network, tx, mesh):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax import assembly, optimizer, sharding, stages, train_step
+from janus_jax.errors import UserError
 from janus_jax.models import llama
 from janus_jax.models.interleave import extract, insert
 from janus_jax.models.janus import count_targets
@@ -17,6 +18,15 @@ def first_batch(config, stage="stage_2"):
     network = assembly.build_network(config, stage)
     pipeline, _ = assembly.build_pipeline(config, stage, network, mesh=mesh, host=(0, 1))
     return network, jax.tree.map(np.array, next(pipeline).batch)
+
+
+@pytest.mark.parametrize("mixture, slots", [((1, 0, 0), "gen_slots"), ((0, 1, 0), "und_slots")])
+def test_a_stage_may_have_no_pictures_of_a_kind(config, mixture, slots):
+    config.stages.stage_2.update({"mixture": mixture, slots: 0})
+    network, batch = first_batch(config)
+    keys = jax.vmap(jax.random.key)(jnp.arange(batch.gen_start.size)).reshape(batch.gen_start.shape)
+    loss = lambda p: network.merge(p).loss(batch, counts=count_targets(batch), keys=keys)[0]
+    assert np.isfinite(jax.jit(loss)(params_of(network)))
 
 
 def params_of(network):
@@ -106,7 +116,7 @@ def test_pixels_of_other_examples_get_no_gradient(config):
 def state_for(config, stage, network, mesh=None):
     config = config.to_dict()
     trainable, frozen = stages.split(params_of(network), assembly.frozen_patterns(config, stage))
-    tx, rate = assembly.build_optimizer(config, stage)
+    tx, rate = assembly.build_optimizer(config, stage, network)
     zero = jnp.zeros((), jnp.int32)
     return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), zero), tx, rate
 
@@ -179,12 +189,38 @@ def test_counts_are_those_of_the_batch(config):
     assert counts.text == batch.text_weights.sum() and counts.pictures == (batch.gen_start < 256).sum()
 
 
-def test_weight_decay_spares_norms_and_biases(config):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_weight_decay_spares_norms_and_biases(config, kind):
     network, _ = first_batch(config)
-    tx = optimizer.make(lambda _: 0.1, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.5, clip=1.0)
+    rest = dict(b1=0.9, b2=0.95, eps=1e-8, clip=1.0, abstract=network.abstract, axes=network.axes)
+    tx = optimizer.make(lambda _: 0.1, kind=kind, weight_decay=0.5, **rest)
     params = params_of(network)
     params = {p: jnp.ones_like(a) for p, a in params.items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     decayed = {p for p, u in updates.items() if np.abs(u).max() > 0}
     assert "llm/layers/mlp/gate/kernel" in decayed and "llm/embed" in decayed
     assert not any(p.endswith(("scale", "bias")) for p in decayed)
+
+
+def test_muon_orthogonalises_the_matrices_between_hidden_spaces(config):
+    network, _ = first_batch(config)
+    shapes = dict(abstract=network.abstract, axes=network.axes)
+    tx = optimizer.make(lambda _: 1.0, kind="muon", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1e9, **shapes)
+    params, rng = params_of(network), np.random.default_rng(0)
+    spectrum = np.geomspace(1, 30, 16)
+    grads = {p: rng.normal(size=a.shape).astype(np.float32) for p, a in params.items()}
+    tall = grads["llm/layers/mlp/gate/kernel"]
+    u, _, v = np.linalg.svd(tall, full_matrices=False)
+    grads["llm/layers/mlp/gate/kernel"] = (u * np.resize(spectrum, u.shape[-1])) @ v
+    updates, _ = tx.update(grads, tx.init(params), params)
+    values = np.linalg.svd(np.asarray(updates["llm/layers/mlp/gate/kernel"]), compute_uv=False)
+    assert values.max() / values.min() < 3  # of 30
+    square = np.sqrt(np.mean(np.square(updates["llm/layers/attention/query/kernel"])))
+    assert 0.1 < square < 0.3  # the size of an Adam step
+    np.testing.assert_allclose(np.abs(updates["llm/embed"]), 1.0, atol=0.5)  # Adam's first step
+
+
+def test_an_unknown_optimizer_is_named(config):
+    config.optimizer.kind = "sgd"
+    with pytest.raises(UserError, match=r"optimizer.kind is 'sgd'; known"):
+        assembly.build_optimizer(config.to_dict(), "stage_1", assembly.build_network(config.to_dict(), "stage_1"))

@@ -55,7 +55,7 @@ def test_slots_point_at_picture_tokens(config):
     p = pipeline(config)
     batch = next(p).batch
     tokens = batch.tokens.reshape(batch.tokens.shape[0], -1)
-    image = p.shards[0]._streams["generation"]._make.tokenizer.image
+    image = p.shards[0]._streams["scenes"]._make.tokenizer.image
     for starts in (batch.und_start, batch.gen_start):
         used = np.argwhere(starts < tokens.shape[1])
         assert len(used)

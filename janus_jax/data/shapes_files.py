@@ -1,4 +1,4 @@
-"""Writes the `shapes` set: records to draw and to understand, held-out prompts, and a text tokenizer trained on its texts."""
+"""Writes the `shapes` set: records to draw and to understand, held-out prompts, a text tokenizer of its texts."""
 
 import functools
 import multiprocessing

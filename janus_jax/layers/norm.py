@@ -57,6 +57,6 @@ class GroupNorm(nnx.Module):
     def _over_groups(self, per_channel):
         """Mean over each group's channels, spread back: float[M, C] -> float[M, 1, 1, C]."""
         m, c = per_channel.shape
-        grouped = per_channel.reshape(m, self.num_groups, -1)
+        grouped = per_channel.reshape(m, self.num_groups, c // self.num_groups)
         spread = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
         return spread.reshape(m, 1, 1, c)

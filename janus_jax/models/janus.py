@@ -106,8 +106,9 @@ class Janus(nnx.Module):
 
         x = rearrange(self.embed_text(batch.tokens), "s r l d -> s (r l) d")
         features = self.understand(rearrange(batch.und_images, "s u h w c -> (s u) h w c"))
-        x = insert(x, rearrange(features, "(s u) t d -> s u t d", s=s), start=batch.und_start)
-        x = insert(x, rearrange(path.embed(prepared), "(s g) t d -> s g t d", s=s), start=batch.gen_start)
+        by_group = lambda pictures, start: pictures.reshape(*start.shape, *pictures.shape[1:])
+        x = insert(x, by_group(features, batch.und_start), start=batch.und_start)
+        x = insert(x, by_group(path.embed(prepared), batch.gen_start), start=batch.gen_start)
 
         rows = lambda ids: rearrange(ids, "s r l -> (s r) l")
         x = rearrange(x, "s (r l) d -> (s r) l d", l=length)

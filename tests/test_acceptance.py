@@ -1,0 +1,100 @@
+"""Slow proofs: whole runs as a user starts them. `make acceptance` runs them and writes docs/acceptance.md."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import openmoji, tiny
+from janus_jax import assembly, sharding
+from janus_jax.data import image_ops, shapes
+from janus_jax.data.sources import Source
+from janus_jax.eval import shapes_reader
+from janus_jax.generation.base import Guidance
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def run(*command):
+    """A command as the Makefile gives it: two CPU devices, kept memory."""
+    drop = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    tuned = "hugetlb=1 mmap_max=0 arena_max=1 trim_threshold=100000000000".replace(" ", ":glibc.malloc.")
+    tuned = {"JAX_NUM_CPU_DEVICES": "2", "GLIBC_TUNABLES": f"glibc.malloc.{tuned}"}
+    env = {k: v for k, v in os.environ.items() if k not in drop} | tuned
+    subprocess.run([sys.executable, "-m", *command], env=env, cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def shapes_set():
+    """`data/shapes` of this checkout, made where it is missing."""
+    if not (ROOT / "data/shapes/about.json").is_file():
+        run("janus_jax.prepare", "shapes", "--out=data/shapes")
+    return ROOT / "data/shapes"
+
+
+def test_rows_and_slots_are_full(shapes_set, record_property):
+    figures = []
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        config = tiny.get_config().to_dict()
+        network = assembly.build_network(config, stage)
+        mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
+        config["data"]["tokenizer"] = str(ROOT / config["data"]["tokenizer"])
+        for source in config["data"]["sources"].values():
+            source["path"] = str(ROOT / source["path"])
+        pipeline, _ = assembly.build_pipeline(config, stage, network, mesh=mesh, host=(0, 1))
+        stats = [next(pipeline).stats for _ in range(150)][50:]
+        figures.append([np.mean([s[k] for s in stats]) for k in ("token_fill", "slot_fill")])
+    record_property("figures", "; ".join(f"stage {i}: tokens {t:.3f}, slots {s:.3f}" for i, (t, s) in enumerate(figures, 1)))
+    assert min(t for t, _ in figures) >= 0.95 and min(s for _, s in figures) >= 0.80
+
+
+def test_the_reader_is_exact_on_three_thousand_pictures(record_property):
+    rng, right = np.random.default_rng(11), []
+    for category in shapes.CATEGORIES:
+        for i in range(500):
+            scene = shapes.sample_scene(rng, category=category, split="heldout" if i % 2 else "train")
+            wanted = [list(t[:3]) for t in scene.things]
+            found = shapes_reader.read(shapes.render(rng, scene))
+            right.append(
+                shapes_reader.fits(found, wanted=wanted, relation=scene.relation)
+                if category != "counting"
+                else sorted(t[:3] for t in found) == sorted(t[:3] for t in scene.things)
+            )
+    record_property("figures", f"every name of every object right in {np.mean(right):.4f} of the pictures")
+    assert np.mean(right) >= 0.99
+
+
+def test_quickstart_reaches_its_bars(shapes_set, record_property):
+    run("janus_jax.train", "--config=configs/tiny.py", "--workdir=runs/quickstart")
+    flags = ("--benchmark=shapes", "--data=data/shapes", "--out=runs/quickstart")
+    run("janus_jax.evaluate", "--checkpoint=runs/quickstart", *flags)
+    result = json.loads((ROOT / "runs/quickstart/evaluation.json").read_text())
+    drawing, understanding = result["drawing"], result["understanding"]["accuracy"]
+    named = ", ".join(f"{k} {v:.3f}" for k, v in drawing.items())
+    record_property("figures", f"understanding {understanding:.3f}; {named}")
+    assert understanding >= 0.90 and drawing["single_object"] >= 0.90
+    assert drawing["colors"] >= 0.80 and drawing["overall"] >= 0.50
+
+
+def test_openmoji_draws_what_it_was_trained_on(record_property):
+    if not (ROOT / "data/openmoji").is_dir():
+        run("janus_jax.prepare", "openmoji", "--out=data/openmoji")
+    run("janus_jax.train", "--config=configs/openmoji.py", "--workdir=runs/openmoji")
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+    with jax.set_mesh(mesh):
+        artist = assembly.load_artist(ROOT / "runs/openmoji", mesh=mesh)
+        drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=Guidance(scale=3.0))
+    source = Source("emoji", kind="tfds", path=str(ROOT / "data/openmoji/openmoji/1.0.0"), split="train")
+    records = [source[i] for i in range(len(source))]
+    pictures = np.stack([image_ops.decode(r["image"]) for r in records]).astype(np.float32)
+    names = [r["name"].decode() for r in records]
+    nearest = [names[int(np.argmin(((pictures - d) ** 2).sum(axis=(1, 2, 3))))] for d in drawn]
+    hits = [a == b for a, b in zip(nearest, openmoji.PROMPTS, strict=True)]
+    record_property("figures", f"{sum(hits)} of {len(hits)} drawings lie nearest to their own emoji of {len(names)}")
+    assert np.mean(hits) >= 0.5

@@ -1,6 +1,6 @@
 r"""Janus-1.3B: SigLIP-L/16 + VQ-16 + 1.3B LLaMA-type LLM (Janus, table 2).
 
-    python -m janus_jax.train --config=configs/janus_1p3b.py:2 --workdir=gs://bucket/janus_1p3b
+    python -m janus_jax.train --config=configs/janus_1p3b.py:2 --workdir=runs/janus_1p3b
 
 The text after the colon is the stage; without one the whole recipe runs.
 """

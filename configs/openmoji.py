@@ -18,7 +18,7 @@ PROMPTS = (  # names of the training split
 def get_config(stage="all"):
     """The text after the colon is the stage; without one the whole recipe runs."""
     c = common.get_config()
-    c.init_fresh = (".*",)  # nothing is pretrained at this size
+    c.init_fresh = ("llm", "understanding", "generation/(embed|adaptor|head)")  # pretrained at no such size
     c.save_every = 500
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW

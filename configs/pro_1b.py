@@ -1,6 +1,6 @@
 r"""Janus-Pro-1B: SigLIP-L/16 + VQ-16 + 1.5B LLaMA-type LLM (Janus-Pro, tables 1 and 2).
 
-    python -m janus_jax.train --config=configs/pro_1b.py:2 --workdir=gs://bucket/pro_1b
+    python -m janus_jax.train --config=configs/pro_1b.py:2 --workdir=runs/pro_1b
 
 The text after the colon is the stage; without one the whole recipe runs.
 """

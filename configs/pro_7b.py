@@ -1,6 +1,6 @@
 r"""Janus-Pro-7B: SigLIP-L/16 + VQ-16 + 7B LLaMA-type LLM (Janus-Pro, tables 1 and 2).
 
-    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=gs://bucket/pro_7b
+    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b
 
 The text after the colon is the stage; without one the whole recipe runs.
 """

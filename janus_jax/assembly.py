@@ -88,6 +88,9 @@ def build_pipeline(config, stage, network, *, mesh, host):
     groups = check_division(s, mesh)
     phases = phases_of(s)
     names = source_names(s)
+    for task, slots in (("understanding", "und_slots"), ("generation", "gen_slots")):
+        if not s[slots] and any(p.ratio[TASKS.index(task)] for p in phases):
+            raise UserError(f"Stage {stage} mixes {task} pictures but config.stages.{stage}.{slots} is 0.")
     unknown = [n for n in names if n not in data["sources"]]
     if unknown:
         raise UserError(f"Stage {stage} mixes source {unknown[0]!r}; config.data.sources has {sorted(data['sources'])}.")
@@ -125,6 +128,39 @@ def build_pipeline(config, stage, network, *, mesh, host):
         host=host,
     )
     return pipeline, tokenizer
+
+
+def check_stage(config, stage):
+    """Looks at a stage's numbers before anything is built.
+
+    Raises:
+      UserError: for a number that no run can have, with its field.
+    """
+    s = config["stages"][stage]
+    least = {f"stages.{stage}.{k}": (s[k], 1) for k in ("steps", "batch", "rows", "length", "microbatches")}
+    least |= {f"stages.{stage}.{k}": (s[k], 0) for k in ("warmup", "und_slots", "gen_slots")}
+    least |= {k: (config[k], 1) for k in ("save_every", "log_every", "keep_checkpoints", "max_skipped_steps")}
+    least |= {
+        "seed": (config["seed"], 0),
+        "data.shards": (config["data"]["shards"], 1),
+        "data.window": (config["data"]["window"], 1),
+    }
+    for field, (value, smallest) in least.items():
+        if value < smallest:
+            raise UserError(f"config.{field} is {value}; it must be at least {smallest}.")
+    for phase in ({"mixture": s["mixture"]}, *s["phases"]):
+        unknown = sorted(set(phase) - {"until", "mixture", "sources"})
+        if (
+            unknown
+            or len(phase.get("mixture", s["mixture"])) != len(TASKS)
+            or (phase in s["phases"] and "until" not in phase)
+        ):
+            raise UserError(
+                f"config.stages.{stage} has a phase {dict(phase)}; a phase holds `until`, and `mixture` (three shares) "
+                "or `sources` where these change."
+            )
+    if stage == stages.TOKENIZER and s["microbatches"] > 1:
+        raise UserError(f"Stage {stage} cannot be cut into microbatches: its codebook is judged by all pictures of a step.")
 
 
 def phases_of(s):

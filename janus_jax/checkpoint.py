@@ -19,7 +19,14 @@ from orbax.checkpoint import v1 as ocp
 
 from janus_jax.errors import UserError
 
-DAMAGE = (KeyError, ValueError, OSError, TypeError)  # what Orbax raises for missing or broken files
+DAMAGE = (
+    KeyError,
+    ValueError,
+    OSError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)  # what Orbax raises for missing or broken files
 
 
 class Saved(NamedTuple):
@@ -85,6 +92,8 @@ def newest(path, *, stage=None):
         try:
             about = _load(directory, step, {"about": None})["about"]
             saved = Saved(directory, step, json.loads(about["json"]))
+            if not param_shapes(saved) or "stage" not in saved.about:
+                raise ValueError("it holds no parameters or does not say of which stage")
         except DAMAGE as error:
             logging.warning("Checkpoint %s is damaged and skipped: %s", directory / str(step), str(error)[:200])
             continue

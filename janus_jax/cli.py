@@ -5,6 +5,7 @@ and the same command continues.
 """
 
 import sys
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -14,6 +15,7 @@ from ml_collections.config_flags import config_flags
 from janus_jax.errors import UserError
 
 PREEMPTED = 75
+HOUSE = str(Path(__file__).parent)
 
 
 def config_flag():
@@ -48,7 +50,7 @@ def _run(start, *, usage, words):
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_Plain())
-    handler.addFilter(lambda record: record.levelno >= 40 or "janus_jax" in record.pathname)  # Orbax tells every move
+    handler.addFilter(lambda record: record.levelno >= 40 or record.pathname.startswith(HOUSE))  # Orbax tells every move
     try:
         app.run(start, flags_parser=lambda argv: _parse(argv, words))
     except UserError as error:
@@ -58,8 +60,18 @@ def _run(start, *, usage, words):
 def _parse(argv, words):
     """Parses flags; what is wrong with them is a user's mistake too, misspelt config fields included."""
     try:
-        rest = app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, config_dict.JSONDecodeError) as error:
+        rest = flags.FLAGS(argv)
+    except (
+        flags.Error,
+        ImportError,
+        SyntaxError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        config_dict.JSONDecodeError,
+    ) as error:
         what = str(error.args[0] if error.args else error)
         if isinstance(error, (AttributeError, KeyError)) and " " not in what:  # a bare name, the field not found
             name = what.strip("\"'")

@@ -14,7 +14,7 @@ import rich.console
 import rich.table
 from absl import logging
 
-from janus_jax import assembly, cli, sharding
+from janus_jax import assembly, checkpoint, cli, sharding
 from janus_jax.data.sources import write_json
 from janus_jax.errors import UserError
 from janus_jax.eval import shapes_score
@@ -36,6 +36,11 @@ def main():
         raise UserError("Name a run and the benchmark's data: --checkpoint=runs/tiny --data=data/shapes.")
     if BENCHMARK.value != "shapes":
         raise UserError(f"--benchmark={BENCHMARK.value} is unknown; known: ['shapes'].")
+    if SEEDS.value < 1 or TEMPERATURE.value < 0:
+        raise UserError("--seeds is at least 1, --temperature at least 0.")
+    if not OUT.value and Path(CHECKPOINT.value).name.isdigit():
+        raise UserError("A single checkpoint is no place for results: name a folder with --out.")
+    checkpoint.open_saved(CHECKPOINT.value)
     out = Path(OUT.value or CHECKPOINT.value)
     out.mkdir(parents=True, exist_ok=True)
     cli.enable_compile_cache(out / ".jax_cache")

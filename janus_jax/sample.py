@@ -34,6 +34,8 @@ def main(command):
     """Runs one of the two commands."""
     if not CHECKPOINT.value:
         raise UserError("Name a trained run: --checkpoint=runs/tiny.")
+    if NUM_IMAGES.value < 1 or SEED.value < 0 or (TEMPERATURE.value or 0) < 0:
+        raise UserError("--num_images is at least 1, --seed and --temperature at least 0.")
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         {"draw": draw, "ask": ask}[command](assembly.load_artist(CHECKPOINT.value, mesh=mesh))

@@ -100,7 +100,7 @@ def param_shardings(mesh, abstract, axes):
             if mesh_axis and size % mesh.shape[mesh_axis]:
                 raise UserError(
                     f"{path}: size {size} of {leaf.shape} does not divide over {mesh_axis}={mesh.shape[mesh_axis]}; "
-                    "choose another --config.mesh."
+                    "choose another mesh (--config.mesh in training)."
                 )
         shardings[path] = NamedSharding(mesh, spec)
     return shardings

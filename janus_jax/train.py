@@ -44,14 +44,26 @@ def main():
     """Reads the flags and runs the stages; after SIGTERM the state is saved and the exit code is 75."""
     if CONFIG.value is None:
         raise UserError("Name a config: python -m janus_jax.train --config=configs/tiny.py.")
-    workdir = Path(WORKDIR.value or f"runs/{Path(cli.config_file()).stem}").absolute()
+    workdir = WORKDIR.value or f"runs/{Path(cli.config_file()).stem}"
+    if "://" in workdir:
+        raise UserError(f"--workdir={workdir} is no folder; mount the bucket (gcsfuse, say) and name the mounted folder.")
+    workdir = Path(workdir).absolute()
+    config, chosen = CONFIG.value.to_dict(), sorted(CONFIG.value.stages, key=_order)
+    for stage in chosen:
+        assembly.check_stage(config, stage)
+    newest = checkpoint.newest(workdir)
+    if len(chosen) == 1 and newest and _order(newest.about["stage"]) > _order(chosen[0]):
+        raise UserError(
+            f"{str(workdir)!r} is already at {newest.about['stage']}, after {chosen[0]}; name another --workdir, with "
+            "--config.init_from to start from one of these checkpoints."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     cli.enable_compile_cache(workdir / ".jax_cache")
     (workdir / "config.json").write_text(CONFIG.value.to_json_best_effort(indent=1))
     preempted = []
     signal.signal(signal.SIGTERM, lambda *_: preempted.append(True))
-    for stage in sorted(CONFIG.value.stages, key=stages.ORDER.index):
-        train_stage(CONFIG.value.to_dict(), stage, workdir, preempted=preempted)
+    for stage in chosen:
+        train_stage(config, stage, workdir, preempted=preempted)
         if preempted:
             sys.exit(cli.PREEMPTED)
 
@@ -68,11 +80,15 @@ def train_stage(config, stage, workdir, *, preempted):
     s = config["stages"][stage]
     last = s["stop_at"] or s["steps"]
     start = checkpoint.newest(workdir)
-    if start and _comes_after(start.about["stage"], stage):
+    if start and _order(start.about["stage"]) > _order(stage):
+        logging.info("Stage %s: done before", stage)
         return
     resumed = start if start and start.about["stage"] == stage else None
     if resumed and resumed.step - resumed.about["stage_start"] >= last:
+        logging.info("Stage %s: done, at step %d", stage, resumed.step)
         return
+    if resumed:
+        _check_same(resumed.about["config"], _plain(config), stage)
 
     mesh = sharding.make_mesh(**config["mesh"])
     network = assembly.build_network(config, stage)
@@ -176,7 +192,8 @@ def _begin(saved, config, stage, network, tx, mesh):
     abstract = _abstract_params(config, stage, network, mesh)
     held = checkpoint.param_shapes(saved) if saved else {}
     missing = [path for path in abstract if path not in held]
-    _check_missing(missing, saved, config, stage)
+    if stage != stages.TOKENIZER:
+        _check_missing(missing, saved, config, stage)
     loaded = checkpoint.load_params(saved, {p: a for p, a in abstract.items() if p in held}) if saved else {}
     fresh = {}
     if missing:
@@ -273,7 +290,10 @@ def _check_room(config, stage, network, mesh):
     if need > limit:
         ways.append("run on more devices (--config.mesh spreads it)")
     if absent:
-        ways.append("name your data with --config.data.sources.NAME.path=... and --config.data.tokenizer=...")
+        ways.append(
+            "name your data with --config.data.sources.NAME.path=... and --config.data.tokenizer=..., or make a "
+            "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`"
+        )
     missing = " and ".join(([memory] if need > limit else []) + ([f"no data lie at {absent}"] if absent else []))
     raise UserError(f"Cannot train here: {missing}; {', and '.join(ways)}.")
 
@@ -285,8 +305,25 @@ def _absent_data(config, stage):
     return [path for path in [*paths, config["data"]["tokenizer"]] if not glob.glob(str(path))]
 
 
-def _comes_after(stage, other):
-    return stages.ORDER.index(stage) > stages.ORDER.index(other)
+def _order(stage):
+    if stage not in stages.ORDER:
+        raise UserError(f"config.stages has {stage!r}; known stages: {list(stages.ORDER)}.")
+    return stages.ORDER.index(stage)
+
+
+def _check_same(saved, config, stage):
+    """What may not change while a stage is under way: everything its arrays and its data's position depend on."""
+    fields = lambda c: {
+        "seed": c["seed"], "model": c["model"], "optimizer": c["optimizer"], "data.shards": c["data"]["shards"],
+        **{f"stages.{stage}.{k}": v for k, v in c["stages"][stage].items() if k not in ("steps", "stop_at", "microbatches")},
+    }  # fmt: skip
+    before, now = fields(saved), fields(config)
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"Stage {stage} is under way and config.{changed[0]} has changed from {before.get(changed[0])} to "
+            f"{now[changed[0]]}; keep it, or start the stage anew in another --workdir with --config.init_from."
+        )
 
 
 def _flops_counter(config, state):

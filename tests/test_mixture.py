@@ -47,3 +47,9 @@ def test_ratios_become_whole_numbers():
 def test_a_task_without_a_source_is_an_error():
     with pytest.raises(UserError, match="asks for text examples, but no source"):
         Mixture(Phase(1, (1, 1, 0), {"understanding": {"u": 1}}))
+
+
+def test_a_ratio_that_never_returns_is_an_error():
+    with pytest.raises(UserError, match="more than 10000; round them"):
+        whole((123_457, 765_433))
+    assert whole((1 / 6, 5 / 6, 0)) == (1, 5, 0)

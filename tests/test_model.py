@@ -224,3 +224,13 @@ def test_an_unknown_optimizer_is_named(config):
     config.optimizer.kind = "sgd"
     with pytest.raises(UserError, match=r"optimizer.kind is 'sgd'; known"):
         assembly.build_optimizer(config.to_dict(), "stage_1", assembly.build_network(config.to_dict(), "stage_1"))
+
+
+def test_an_empty_slot_does_not_train_the_tokenizer(config):
+    network, batch = first_batch(config, "tokenizer")
+    batch.gen_start[:, -1] = batch.tokens.shape[1] * batch.tokens.shape[2]
+    keys = jax.vmap(jax.random.key)(jnp.arange(batch.gen_start.size)).reshape(batch.gen_start.shape)
+    loss = jax.jit(lambda p, b: network.merge(p).loss(b, counts=count_targets(b), keys=keys)[0])
+    before = loss(params_of(network), batch)
+    batch.gen_images[:, -1] = np.random.default_rng(0).integers(0, 256, batch.gen_images[:, -1].shape)
+    assert loss(params_of(network), batch) == before

@@ -8,6 +8,9 @@ import pytest
 
 from janus_jax import assembly, sharding
 from janus_jax.batch import TASKS
+from janus_jax.data import shapes
+from janus_jax.data.sources import write_array_record
+from janus_jax.errors import UserError
 
 
 def pipeline(config, stage="stage_2", host=(0, 1)):
@@ -65,10 +68,32 @@ def test_slots_point_at_picture_tokens(config):
 
 
 def test_broken_pictures_are_skipped_counted_and_stop_the_run(config, tmp_path):
-    from janus_jax.data.sources import write_array_record
-    from janus_jax.errors import UserError
-
     write_array_record(tmp_path / "bad.array_record", [{"image": b"<html>", "prompt": "x"}] * 5)
     config.data.sources["scenes"].path = str(tmp_path / "bad.array_record")
     with pytest.raises(UserError, match=r"unusable.*bad_record_limit=1%.*undecodable picture"):
+        next(pipeline(config))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"conversation": [{"from": "human", "value": "hi"}]}, "malformed record .KeyError 'content'"),
+        ({"text": 3}, "empty 'text'"),
+        ({"conversation": []}, "empty conversation"),
+    ],
+)
+def test_records_of_another_form_are_bad_records(config, tmp_path, record, reason):
+    write_array_record(tmp_path / "odd.array_record", [record] * 5)
+    config.data.sources["text"].path = str(tmp_path / "odd.array_record")
+    with pytest.raises(UserError, match=f"unusable.*({reason})"):
+        next(pipeline(config))
+
+
+def test_an_example_with_more_pictures_than_slots_is_a_bad_record(config, tmp_path):
+    picture = shapes.encode_png(np.zeros((16, 16, 3), np.uint8))
+    turns = [{"role": "user", "content": "<image_placeholder>" * 5}, {"role": "assistant", "content": "five"}]
+    write_array_record(tmp_path / "many.array_record", [{"images": [picture] * 5, "conversation": turns}] * 5)
+    config.data.sources["captions"].path = str(tmp_path / "many.array_record")
+    config.stages.stage_2.update(und_slots=4, length=256)
+    with pytest.raises(UserError, match="unusable.*more pictures than slots"):
         next(pipeline(config))

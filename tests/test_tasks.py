@@ -78,9 +78,18 @@ def test_several_turns_and_pictures(tok):
         ({"prompt": "a"}, "generation", "no field 'image'"),
         ({"image": PICTURE, "prompt": " "}, "generation", "empty 'prompt'"),
         ({"text": b"\xff\xfe"}, "text", "text is not UTF-8"),
+        ({"image": encode_png(np.zeros((1, 999, 3), np.uint8)), "prompt": "a"}, "generation", "long and thin"),
+        ({"image": None, "codes": None, "prompt": "a"}, "generation", "no field 'image'"),
         ({"images": [PICTURE], "conversation": [{"role": "user", "content": "hi"}]}, "understanding", "differ in number"),
     ],
 )
 def test_bad_records_say_why(tok, record, task, reason):
     with pytest.raises(BadRecord, match=reason):
         make(tok, record, task)
+
+
+@pytest.mark.parametrize("roles", [("human", "gpt"), ("assistant", "user"), ("user", "user")])
+def test_who_speaks_must_be_known(tok, roles):
+    conversation = [{"role": role, "content": "hello"} for role in roles]
+    with pytest.raises(BadRecord, match="roles are not user, assistant"):
+        make(tok, {"conversation": conversation}, "text", template="chat")

@@ -23,6 +23,7 @@ from configs import tiny
 from tests.conftest import small
 def get_config(stage="all"):
     c = small(tiny.get_config(), Path({data!r}))
+    c.init_fresh = (".*",)
     for name in ("tokenizer", "stage_3"):
         del c.stages[name]
     return c
@@ -75,8 +76,16 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     drawn = "--config.samples.prompts=('a red star',)"
     assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=10", devices=4))[0] == 0
     assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=12", drawn, devices=1))[0] == 0
-    assert [r["step"] for r in lines(tmp_path / "cut")] == list(range(1, 21))
+    assert finish(start(config_file, tmp_path / "whole", "--config.stages.stage_2.steps=12"))[0] == 0
+    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
+    assert [r["step"] for r in cut] == list(range(1, 21))
+    np.testing.assert_allclose([r["loss"] for r in cut], [r["loss"] for r in whole], rtol=1e-4)
     assert [p.name for p in (tmp_path / "cut/samples").iterdir()] == ["0000020_stage_2.png"]
+
+    code, err = finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=14", "--config.seed=1"))
+    assert code == 2 and "config.seed has changed from 0 to 1" in err
+    code, err = finish(start(f"{config_file}:1", tmp_path / "cut"))
+    assert code == 2 and "already at stage_2" in err
 
 
 @pytest.mark.parametrize(
@@ -84,10 +93,16 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     [
         (["--config.stpes=3"], "no field 'stpes'"),
         (["--config.data.sources.text.path=/nowhere/*"], "no data lie at .*/nowhere"),
-        (["--config.stages.stage_2.batch=18", "--config.stages.stage_1.steps=0"], "do not divide over data x fsdp"),
+        (["--config.stages.stage_1.batch=18"], "do not divide over data x fsdp"),
         (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['vq'\]"),
         (["--config.mesh.tensor=3"], "does not fit 8 devices"),
         (["--config.init_fresh=()"], "no checkpoint to start from.*--config.init_from"),
+        (["--config.init_fresh=('llm','understanding')"], r"no checkpoint.*generation/tokenizer'.*--config.init_from"),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--config.seed=-1"], "config.seed is -1; it must be at least 0"),
+        (["--config.stages.stage_1.template=caht"], "'caht'.*known: 'plain' and 'chat'"),
+        (["--config.stages.stage_1.und_slots=0"], "mixes understanding pictures but .*und_slots is 0"),
+        (["--workdir=gs://bucket/run"], "no folder; mount the bucket"),
         (["--config.data.sources.text.path={folder}/empty.array_record"], "empty.array_record' holds no records"),
         (
             ["--config.data.sources.scenes.path={folder}/broken.array_record"],

@@ -7,6 +7,7 @@ the released models: `role: content`, a blank line after the user, end-of-senten
 
 from typing import NamedTuple
 
+from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.tokenizer import SPECIAL
 
 CAPTION = "Describe the image in detail."
@@ -20,9 +21,9 @@ class Piece(NamedTuple):
     target: bool = False
 
 
-def plain_caption(caption, *, instruction=CAPTION):
+def plain_caption(caption):
     """Picture, fixed instruction, caption, end: the caption and the end are targets (Janus, section 3.2)."""
-    return [Piece(IMAGE + instruction), Piece(caption + EOS, True)]
+    return [Piece(IMAGE + CAPTION), Piece(caption + EOS, True)]
 
 
 def plain_conversation(turns):
@@ -49,8 +50,13 @@ def conversation(turns, *, roles, system=""):
         turn leaves the prompt open for an answer.
       roles: strings of user and assistant, ('User', 'Assistant') for Janus, ('<|User|>', '<|Assistant|>') for Pro.
       system: the system prompt, given only where pictures are understood.
+
+    Raises:
+      BadRecord: for other roles, or turns out of order: who speaks decides what is learnt.
     """
     pieces = [Piece(f"{system}\n\n")] if system else []
+    if [turn["role"] for turn in turns] != [("user", "assistant")[i % 2] for i in range(len(turns))]:
+        raise BadRecord("roles are not user, assistant, user, ...")
     for turn in turns:
         content = turn["content"].strip()
         if turn["role"] == "user":

@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
+MAX_ASPECT = 50  # and so are ribbons, which grow by this factor when their short side is brought to size
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 PAD = 127  # int(255 * 0.5), the processor's background
 MIN_SIDE = 14
 
@@ -24,11 +26,13 @@ def open_image(encoded):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded))
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRecord("undecodable picture") from None
     if image.width * image.height > MAX_PIXELS:
         raise BadRecord("picture too large")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadRecord("picture too long and thin")
     return image
 
 
@@ -36,7 +40,9 @@ def decode(encoded):
     """Encoded bytes -> RGB picture; alpha is dropped and grey replicated, as `convert('RGB')` does."""
     try:
         return open_image(encoded).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except BadRecord:
+        raise
+    except Exception:  # every decoder has errors of its own
         raise BadRecord("undecodable picture") from None
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from janus_jax.batch import TASKS
 from janus_jax.errors import UserError
 
+MAX_BLOCK = 10_000  # examples until the exact ratio returns
+
 
 class Phase(NamedTuple):
     """A stretch of a stage with one mixture.
@@ -79,12 +81,17 @@ class Mixture:
 
 def whole(ratio):
     """The smallest whole numbers in a ratio: (0.5, 0, 1.5) -> (1, 0, 3)."""
-    parts = [Fraction(str(r)) for r in ratio]
+    parts = [Fraction(str(r)).limit_denominator(1000) for r in ratio]
     if not parts or min(parts) < 0 or not sum(parts):
         raise UserError(f"A mixture needs shares >= 0 with a positive sum, not {tuple(ratio)}.")
     scale = math.lcm(*(p.denominator for p in parts))
     numbers = [int(p * scale) for p in parts]
     divisor = math.gcd(*numbers)
+    if sum(numbers) // divisor > MAX_BLOCK:
+        raise UserError(
+            f"The shares {tuple(ratio)} make blocks of {sum(numbers) // divisor} examples, more than {MAX_BLOCK}; "
+            "round them."
+        )
     return tuple(n // divisor for n in numbers)
 
 

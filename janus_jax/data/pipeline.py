@@ -72,6 +72,8 @@ class Stream:
             return self._make(self._source[index], task=task, rng=rng, record_id=record_id)
         except BadRecord as error:
             raise BadRecord(f"{record_id}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # fields that are not what they should be
+            raise BadRecord(f"{record_id}: malformed record ({type(error).__name__} {error})") from None
 
 
 class BadRecords:
@@ -152,7 +154,10 @@ class Shard:
     def _read(self, source, place, task):
         """The shard's n-th example of a source: the source's stream is dealt out like cards."""
         position = self._number + place * self._layout.shards
-        return self._streams[source].example(position, task=task)
+        example = self._streams[source].example(position, task=task)
+        if len(example.und_images) > self._layout.und_slots or len(example.gen_images) > self._layout.gen_slots:
+            raise BadRecord(f"{example.record_id}: more pictures than slots")  # no group could ever hold it
+        return example
 
     def get_state(self):
         """The position, plain JSON."""
@@ -307,7 +312,7 @@ def statistics(batch):
 
 
 class Prefetch:
-    """Makes batches one ahead in a thread; the state it reports belongs to the last batch handed out."""
+    """Makes batches a few ahead in a thread; the state it reports belongs to the last batch handed out."""
 
     def __init__(self, pipeline, *, depth=2):
         self._pipeline, self._state = pipeline, pipeline.get_state()

@@ -21,10 +21,15 @@ class ArrayRecordSource:
     """All files of a glob pattern, one msgpack map a record."""
 
     def __init__(self, path):
-        files = sorted(glob.glob(str(path)))
+        pattern = Path(path) / "*.array_record" if Path(path).is_dir() else path
+        files = sorted(glob.glob(str(pattern)))
         if not files:
-            raise UserError(f"No ArrayRecord file matches {str(path)!r}.")
-        self._records = grain.sources.ArrayRecordDataSource(files)
+            raise UserError(f"No ArrayRecord file matches {str(pattern)!r}.")
+        try:
+            self._records = grain.sources.ArrayRecordDataSource(files)
+            len(self._records)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{str(pattern)!r} is no ArrayRecord file: {error}.") from None
 
     def __len__(self):
         return len(self._records)
@@ -82,7 +87,7 @@ class Source:
             raise UserError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
         try:
             self._records = KINDS[kind](path, **options)
-        except UserError as error:
+        except (UserError, TypeError) as error:  # TypeError: an option that the kind does not have
             raise UserError(
                 f"Source {name!r}: {error} Name your data with --config.data.sources.{name}.path=..., or make a "
                 "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`."

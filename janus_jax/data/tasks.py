@@ -14,6 +14,7 @@ import numpy as np
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import chat
 from janus_jax.data.image_ops import BadRecord, open_image
+from janus_jax.errors import UserError
 
 FIRST_SENTENCE = re.compile(r"^.*?[.!?。！？](?=\s|$|[\u4e00-\u9fff])", re.DOTALL)
 
@@ -48,7 +49,20 @@ class ExampleMaker:
           prompt_drop: share of drawing prompts that become padding, for guidance.
           first_sentence: share of drawing prompts cut to their first sentence.
           overlong: 'cut' the end of texts that are too long, or 'skip' such examples.
+
+        Raises:
+          UserError: for an unknown choice, and for rows shorter than a picture.
         """
+        if template not in ("plain", "chat") or overlong not in ("cut", "skip"):
+            raise UserError(
+                f"A stage's template is {template!r} and config.data.overlong {overlong!r}; "
+                "known: 'plain' and 'chat', 'cut' and 'skip'."
+            )
+        if max_length < max(und_tokens, gen_tokens) + 8:
+            raise UserError(
+                f"Rows of {max_length} tokens have no room for a picture of {max(und_tokens, gen_tokens)} and its text; "
+                "raise config.stages.*.length."
+            )
         self.tokenizer, self.template = tokenizer, template
         self.und_tokens, self.gen_tokens, self.max_length = und_tokens, gen_tokens, max_length
         self.roles, self.system_prompt = tuple(roles), system_prompt
@@ -73,28 +87,28 @@ class ExampleMaker:
         return make(record, rng)._replace(task=TASKS.index(task), record_id=record_id)
 
     def _understanding(self, record, rng):
-        images = record["images"] if "images" in record else [_field(record, "image")]
-        if "conversation" in record:
-            turns = record["conversation"]
-        elif "caption" in record:
+        images = record["images"] if record.get("images") is not None else [_field(record, "image")]
+        if record.get("conversation") is not None:
+            turns = _turns(record)
+        elif record.get("caption") is not None:
             turns = [_turn("user", f"{chat.IMAGE}\n{chat.CAPTION}"), _turn("assistant", _text(record, "caption"))]
         else:
             question, answer = _text(record, "question"), _text(record, "answer")
             turns = [_turn("user", f"{chat.IMAGE}\n{question}"), _turn("assistant", answer)]
         if self.template == "chat":
             pieces = chat.conversation(turns, roles=self.roles, system=self.system_prompt)
-        elif "caption" in record and "conversation" not in record:
+        elif record.get("caption") is not None and record.get("conversation") is None:
             pieces = chat.plain_caption(_text(record, "caption"))
         else:
             pieces = chat.plain_conversation(turns)
         return self._lay_out(pieces, images)
 
     def _text(self, record, rng):
-        if "conversation" not in record:
+        if record.get("conversation") is None:
             return self._lay_out(chat.plain_text(_text(record, "text")), ())
         if self.template == "chat":
-            return self._lay_out(chat.conversation(record["conversation"], roles=self.roles), ())
-        return self._lay_out(chat.plain_conversation(record["conversation"]), ())
+            return self._lay_out(chat.conversation(_turns(record), roles=self.roles), ())
+        return self._lay_out(chat.plain_conversation(_turns(record)), ())
 
     def _generation(self, record, rng):
         drop, short = rng.random() < self.prompt_drop, rng.random() < self.first_sentence
@@ -112,7 +126,7 @@ class ExampleMaker:
         if drop:
             ids = [self.tokenizer.pad] * len(ids)
         tokens = [self.tokenizer.bos, *ids, self.tokenizer.boi] + [self.tokenizer.image] * self.gen_tokens
-        picture = record["codes"] if "codes" in record else _checked(_field(record, "image"))
+        picture = record["codes"] if record.get("codes") is not None else _checked(_field(record, "image"))
         return Example(
             tokens=np.array(tokens, np.int32),
             text_weights=np.zeros(len(tokens), np.float32),
@@ -155,6 +169,12 @@ class ExampleMaker:
 
 def _turn(role, content):
     return {"role": role, "content": content}
+
+
+def _turns(record):
+    if not record["conversation"]:
+        raise BadRecord("empty conversation")
+    return record["conversation"]
 
 
 def _field(record, name):

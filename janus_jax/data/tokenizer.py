@@ -61,7 +61,12 @@ def load(path):
             f"No text tokenizer at {str(path)!r}; `janus_jax.prepare` makes one beside its data, or name the "
             "tokenizer.json of a released model with --config.data.tokenizer=FILE."
         )
-    return TextTokenizer(path.read_text())
+    try:
+        return TextTokenizer(path.read_text())
+    except UserError:
+        raise
+    except Exception as error:  # what `tokenizers` raises for a broken file
+        raise UserError(f"{str(path)!r} is no tokenizer.json: {error}.") from None
 
 
 def train(texts, *, vocab_size, extra=()):

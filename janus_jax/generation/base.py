@@ -103,8 +103,12 @@ class GenerationPath(abc.ABC):
         """Through the tokenizer and back: uint8[M, h, w, 3] -> float[M, h, w, 3], the ceiling of every drawing."""
 
     @abc.abstractmethod
-    def tokenizer_loss(self, pictures, keys):
-        """Trains the tokenizer alone: uint8[M, h, w, 3] -> losses float32[M] and {metric: float32[M]}."""
+    def tokenizer_loss(self, pictures, keys, used):
+        """Trains the tokenizer alone: uint8[M, h, w, 3] -> losses float32[M] and {metric: float32[M]}.
+
+        `used` is bool[M], False for empty slots. The batch may not be cut into microbatches: a codebook is judged by
+        all the pictures of a step.
+        """
 
 
 def to_float(pictures, dtype):

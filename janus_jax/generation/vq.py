@@ -160,11 +160,12 @@ class VQTokenizer(nnx.Module):
         vectors = normalize(self.codebook[...])[codes]
         return self.decoder(self.post_quant_conv(rearrange(vectors, "m (h w) c -> m h w c", h=side)))
 
-    def reconstruct(self, pixels):
+    def reconstruct(self, pixels, used):
         """Training pass with straight-through gradients.
 
         Args:
           pixels: float[M, h, w, 3] in [-1, 1].
+          used: bool[M], False for empty slots, which no code is to serve.
 
         Returns:
           pixels float[M, h, w, 3]; codes int32[M, T]; and three losses float32[M] without their weights: codebook
@@ -180,9 +181,11 @@ class VQTokenizer(nnx.Module):
         through = z + jax.lax.stop_gradient(z_q - z)
 
         vectors = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
+        real = jnp.repeat(used, codes.shape[1])[None]
         error = jnp.mean((jax.lax.stop_gradient(z_q - z)) ** 2, axis=-1).reshape(1, -1)
-        nearest = vectors[jnp.argmax(jnp.where(error > error.mean(), book @ vectors.T, -jnp.inf), axis=-1)]
-        unused = jnp.ones(len(book)).at[codes.reshape(-1)].set(0.0)
+        badly = real & (error > jnp.mean(error, where=real))
+        nearest = vectors[jnp.argmax(jnp.where(badly, book @ vectors.T, -jnp.inf), axis=-1)]
+        unused = jnp.ones(len(book)).at[jnp.where(used[:, None], codes, len(book)).reshape(-1)].set(0.0, mode="drop")
         revival = jnp.mean(unused * jnp.mean((book - nearest) ** 2, axis=-1))
         out = self.decoder(self.post_quant_conv(through))
         return out, codes, codebook, commitment, jnp.broadcast_to(revival, commitment.shape)

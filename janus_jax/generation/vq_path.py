@@ -118,18 +118,19 @@ class VQPath(GenerationPath):
         """Through the tokenizer and back: uint8[M, h, w, 3] -> float[M, h, w, 3], the ceiling of every drawing."""
         return self.nets.tokenizer.decode(self.prepare(pictures, None).targets)
 
-    def tokenizer_loss(self, pictures, keys):
+    def tokenizer_loss(self, pictures, keys, used):
         """Reconstruction + codebook + commitment (VQ-VAE), and `revival` of unused codes."""
         w, tokenizer = self.nets.training, self.nets.tokenizer
         pixels = to_float(pictures, jnp.float32)
         if w["crop"]:
             pixels = jax.vmap(lambda p, k: busy_crop(p, k, side=w["crop"]))(pixels, keys)
-        out, codes, codebook, commitment, revival = tokenizer.reconstruct(pixels)
+        out, codes, codebook, commitment, revival = tokenizer.reconstruct(pixels, used)
         squared = jnp.mean((out - pixels) ** 2, axis=(1, 2, 3))
         absolute = jnp.mean(jnp.abs(out - pixels), axis=(1, 2, 3))
         loss = w["squared"] * squared + w["absolute"] * absolute + codebook + w["commitment"] * commitment
-        used = jnp.zeros(tokenizer.codebook.shape[0]).at[codes.reshape(-1)].set(1.0).mean()
-        metrics = dict(squared_error=squared, commitment=commitment, codes_used=jnp.full_like(squared, used))
+        size = tokenizer.codebook.shape[0]
+        hit = jnp.zeros(size).at[jnp.where(used[:, None], codes, size).reshape(-1)].set(1.0, mode="drop").mean()
+        metrics = dict(squared_error=squared, commitment=commitment, codes_used=jnp.full_like(squared, hit))
         return loss + w["revival"] * revival, metrics
 
 

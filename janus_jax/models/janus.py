@@ -164,7 +164,9 @@ class TokenizerTrainer(nnx.Module):
     def loss(self, batch, *, counts, keys):
         """As `Janus.loss`, from the pictures to draw alone."""
         used = (batch.gen_start < batch.tokens.shape[1] * batch.tokens.shape[2]).reshape(-1)
-        losses, extra = self.path.tokenizer_loss(rearrange(batch.gen_images, "s g h w c -> (s g) h w c"), keys.reshape(-1))
+        losses, extra = self.path.tokenizer_loss(
+            rearrange(batch.gen_images, "s g h w c -> (s g) h w c"), keys.reshape(-1), used
+        )
         mean = lambda v: (v * used).sum() / jnp.maximum(counts.pictures, 1)
         return mean(losses), {"loss_gen": mean(losses)} | {k: mean(v) for k, v in extra.items()}
 

@@ -56,7 +56,12 @@ def main():
             "drawing": drawing,
             "ceiling": shapes_score.ceiling(artist, prompts),
             "floor": floor,
-            "settings": {"seeds": SEEDS.value, "prompts": {c: len(p) for c, p in prompts.items()}, **guidance._asdict()},
+            "settings": {
+                "seeds": SEEDS.value,
+                "prompts": {c: len(p) for c, p in prompts.items()},
+                "combinations": shapes_score.combinations(prompts),
+                **guidance._asdict(),
+            },
         }
     about = Path(DATA.value) / "about.json"
     if about.is_file():

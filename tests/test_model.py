@@ -33,84 +33,86 @@ def params_of(network):
     return jax.jit(network.fresh)(jax.random.key(0))
 
 
-def example_loss(network, params, batch, place, *, embeds=None, und_images=None):
-    """Text loss of the one example at (group, row, segment), as a function of embeddings and pixels."""
-    from einops import rearrange
+def owned(batch, mine):
+    """bool[S, U] and bool[S, G]: which slots hold pictures of the examples marked in `mine`, bool[S, R, L]."""
+    flat = np.pad(mine.reshape(len(mine), -1), ((0, 0), (0, 1)))
+    return [np.take_along_axis(flat, start, axis=1) for start in (batch.und_start, batch.gen_start)]
 
-    s, r, segment = place
-    mine = (batch.segment_ids == segment) & (np.arange(batch.tokens.shape[1])[None, :, None] == r)
-    mine &= np.arange(batch.tokens.shape[0])[:, None, None] == s
-    model = network.merge(params)
-    x = model.embed_text(batch.tokens) if embeds is None else embeds
-    x = rearrange(x, "s r l d -> s (r l) d")
-    pictures = batch.und_images if und_images is None else und_images
-    features = model.understand(rearrange(jnp.asarray(pictures), "s u h w c -> (s u) h w c"))
-    x = insert(x, rearrange(features, "(s u) t d -> s u t d", s=len(batch.tokens)), start=batch.und_start)
-    rows = lambda a: rearrange(a, "s r l -> (s r) l")
-    length = batch.tokens.shape[-1]
-    x = rearrange(x, "s (r l) d -> (s r) l d", l=length)
-    hidden = model.llm(x, positions=rows(batch.positions), segment_ids=rows(batch.segment_ids))
-    return (hidden * rows(mine)[..., None]).astype(jnp.float32).sum()
+
+def example_loss(network, params, batch, mine, drawn, *, embeds=None):
+    """The model's own loss of one example among the others, its text and its picture, as a function of embeddings.
+
+    `mine` bool[S, R, L] marks its tokens, `drawn` bool[S, G] its picture. The text loss is read with every picture in
+    its place; the picture loss counts all pictures of a batch, so there the others are taken out.
+    """
+    keys = jax.vmap(jax.random.key)(jnp.arange(batch.gen_start.size)).reshape(batch.gen_start.shape)
+    model, counts, unused = network.merge(params), count_targets(batch), batch.tokens[0].size
+    if embeds is not None:
+        model.embed_text = lambda _: embeds
+    text = batch._replace(text_weights=batch.text_weights * mine)
+    picture = batch._replace(gen_start=jnp.where(drawn, batch.gen_start, unused))
+    _, written = model.loss(text, counts=counts, keys=keys)
+    _, painted = model.loss(picture, counts=counts, keys=keys)
+    return written["understanding_sum"] + written["text_sum"] + painted["loss_gen"]
 
 
 @pytest.fixture
 def leak_case(config):
+    """A group, and the marks of every example in its fullest row."""
     network, batch = first_batch(config)
-    group = batch.segment_ids[0]
-    row = int(np.argmax(group.max(axis=-1)))
-    assert group[row].max() >= 2
-    return network, params_of(network), jax.tree.map(lambda x: x[:1], batch), row
+    batch = jax.tree.map(lambda x: x[:1], batch)
+    row = int(np.argmax(batch.segment_ids[0].max(axis=-1)))
+    assert batch.segment_ids[0, row].max() >= 2
+    here = np.arange(batch.tokens.shape[1])[None, :, None] == row
+    marks = [here & (batch.segment_ids == n) for n in range(1, batch.segment_ids[0, row].max() + 1)]
+    return network, params_of(network), batch, marks
 
 
-def embedding_leak(network, params, batch, row, segment):
-    """Largest gradient of one example's states with respect to every other example's embeddings."""
+def embedding_leaks(network, params, batch, marks):
+    """For each example the largest gradient of its loss with respect to other examples' embeddings, and its own."""
     embeds = network.merge(params).embed_text(batch.tokens)
-    loss = lambda e: example_loss(network, params, batch, (0, row, segment), embeds=e)
-    grads = np.asarray(jax.jit(jax.grad(loss))(embeds))
-    mine = (batch.segment_ids == segment) & (np.arange(batch.tokens.shape[1])[None, :, None] == row)
-    return np.abs(grads[~mine]).max(), np.abs(grads[mine]).max()
+    gradient = jax.jit(jax.grad(lambda e, *m: example_loss(network, params, batch, *m, embeds=e)))
+    for mine in marks:
+        grads = np.abs(gradient(embeds, mine, owned(batch, mine)[1]))
+        yield grads[~mine].max(), grads[mine].max()
 
 
 def test_no_gradient_between_packed_examples(leak_case):
-    network, params, batch, row = leak_case
-    other, own = embedding_leak(network, params, batch, row, 2)
-    assert other == 0 and own > 0
+    for other, own in embedding_leaks(*leak_case):
+        assert other == 0 and own > 0
 
 
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
-    network, params, batch, row = leak_case
     causal = lambda ids: jnp.tril(jnp.ones((ids.shape[-1],) * 2, bool))[None, None]
     monkeypatch.setattr(llama, "segment_mask", causal)
-    other, _ = embedding_leak(network, params, batch, row, 2)
-    assert other > 0
+    assert max(other for other, _ in embedding_leaks(*leak_case)) > 0
 
 
-def test_replacing_a_neighbour_changes_nothing(leak_case):
-    network, params, batch, row = leak_case
-    run = jax.jit(lambda b: example_loss(network, params, b, (0, row, 2)))
-    changed = batch._replace(tokens=np.where(batch.segment_ids == 1, 7, batch.tokens))
-    before, after = run(batch), run(changed)
-    assert before == after
+def test_replacing_the_neighbours_changes_nothing(leak_case):
+    network, params, batch, marks = leak_case
+    run, rng = jax.jit(lambda b, *m: example_loss(network, params, b, *m)), np.random.default_rng(0)
+    for mine in marks:
+        und, gen = (slots[..., None, None, None] for slots in owned(batch, mine))
+        noise = lambda pictures: rng.integers(0, 256, pictures.shape, np.uint8)
+        other = batch._replace(
+            tokens=np.where(mine, batch.tokens, 7),
+            und_images=np.where(und, batch.und_images, noise(batch.und_images)),
+            gen_images=np.where(gen, batch.gen_images, noise(batch.gen_images)),
+        )
+        drawn = owned(batch, mine)[1]
+        assert run(batch, mine, drawn) == run(other, mine, drawn) != 0
 
 
-def test_pixels_of_other_examples_get_no_gradient(config):
-    network, batch = first_batch(config)
-    params = params_of(network)
-    size = batch.tokens.shape[1] * batch.tokens.shape[2]
-    place = next(
-        (s, flat // batch.tokens.shape[2], flat % batch.tokens.shape[2], slot)
-        for s in range(len(batch.tokens))
-        for slot, flat in enumerate(batch.und_start[s])
-        if flat < size
-    )
-    s, r, position, slot = place
-    segment = batch.segment_ids[s, r, position]
-
-    model = lambda images: example_loss(network, params, batch, (s, r, segment), und_images=images)
-    grads = np.array(jax.jit(jax.grad(model))(jnp.asarray(batch.und_images, jnp.float32)))
-    assert np.abs(grads[s, slot]).max() > 0
-    grads[s, slot] = 0
-    assert np.abs(grads).max() == 0
+def test_pixels_of_other_examples_get_no_gradient(leak_case):
+    network, params, batch, marks = leak_case
+    loss = lambda pixels, *m: example_loss(network, params, batch._replace(und_images=pixels), *m)
+    gradient, seen = jax.jit(jax.grad(loss)), 0
+    for mine in marks:
+        und, gen = owned(batch, mine)
+        grads = np.abs(gradient(jnp.asarray(batch.und_images, jnp.float32), mine, gen)).max(axis=(2, 3, 4))
+        assert (grads[~und] == 0).all() and (grads[und] > 0).all()
+        seen += und.sum()
+    assert seen
 
 
 def state_for(config, stage, network, mesh=None):
@@ -211,7 +213,7 @@ def test_muon_orthogonalises_the_matrices_between_hidden_spaces(config):
     grads = {p: rng.normal(size=a.shape).astype(np.float32) for p, a in params.items()}
     tall = grads["llm/layers/mlp/gate/kernel"]
     u, _, v = np.linalg.svd(tall, full_matrices=False)
-    grads["llm/layers/mlp/gate/kernel"] = (u * np.resize(spectrum, u.shape[-1])) @ v
+    grads["llm/layers/mlp/gate/kernel"] = ((u * np.resize(spectrum, u.shape[-1])) @ v).astype(np.float32)
     updates, _ = tx.update(grads, tx.init(params), params)
     values = np.linalg.svd(np.asarray(updates["llm/layers/mlp/gate/kernel"]), compute_uv=False)
     assert values.max() / values.min() < 3  # of 30

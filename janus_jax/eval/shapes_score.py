@@ -30,10 +30,15 @@ def load_prompts(data):
     return json.loads(path.read_text())
 
 
-def understanding(artist, data, *, limit=None):
+def combinations(prompts):
+    """{category: how many different scenes its prompts ask for}; the rest is wording."""
+    return {c: len({json.dumps([p["things"], p["relation"]]) for p in ps}) for c, ps in prompts.items()}
+
+
+def understanding(artist, data):
     """Share of held-out questions answered word for word, overall and by kind of question."""
     source = Source("heldout", kind="array_record", path=str(Path(data) / "questions-heldout.array_record"))
-    records = [source[i] for i in range(min(len(source), limit or len(source)))]
+    records = [source[i] for i in range(len(source))]
     right, kinds = [], [r["kind"] for r in records]
     for start in rich.progress.track(range(0, len(records), BATCH), description="questions"):
         part = records[start : start + BATCH]

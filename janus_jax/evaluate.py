@@ -25,7 +25,7 @@ CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or on
 BENCHMARK = cli.flags.DEFINE_string("benchmark", "shapes", "What to score: shapes.")
 DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's data.")
 OUT = cli.flags.DEFINE_string("out", None, "Folder for the results; the checkpoint's own without it.")
-GUIDANCE = cli.flags.DEFINE_float("guidance", 3.0, "Guidance scale of the drawings.")
+GUIDANCE = cli.flags.DEFINE_float("guidance", 1.5, "Guidance scale of the drawings.")
 TEMPERATURE = cli.flags.DEFINE_float("temperature", 1.0, "Temperature of the drawings; 0 is greedy.")
 SEEDS = cli.flags.DEFINE_integer("seeds", 4, "Drawings a prompt.")
 

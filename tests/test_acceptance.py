@@ -89,7 +89,7 @@ def test_openmoji_draws_what_it_was_trained_on(record_property):
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     with jax.set_mesh(mesh):
         artist = assembly.load_artist(ROOT / "runs/openmoji", mesh=mesh)
-        drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=Guidance(scale=3.0))
+        drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=Guidance(scale=1.0))
     source = Source("emoji", kind="tfds", path=str(ROOT / "data/openmoji/openmoji/1.0.0"), split="train")
     records = [source[i] for i in range(len(source))]
     pictures = np.stack([image_ops.decode(r["image"]) for r in records]).astype(np.float32)

@@ -72,12 +72,11 @@ def steps(directory):
     return sorted(done, reverse=True)
 
 
-def newest(path, *, stage=None):
+def newest(path):
     """The newest complete step of a workdir, or the very step that the path names.
 
     Args:
       path: a workdir, or one step's folder.
-      stage: only steps of this stage.
 
     Returns:
       Saved, or None when there is none.
@@ -97,8 +96,7 @@ def newest(path, *, stage=None):
         except DAMAGE as error:
             logging.warning("Checkpoint %s is damaged and skipped: %s", directory / str(step), str(error)[:200])
             continue
-        if stage in (None, saved.about["stage"]):
-            return saved
+        return saved
     return None
 
 
@@ -137,12 +135,32 @@ def load_params(saved, abstract):
                 "in the config; use the config the checkpoint was made with."
             )
     tree = traverse_util.unflatten_dict(abstract, sep="/")
-    return traverse_util.flatten_dict(_load(saved.directory, saved.step, {"params": tree})["params"], sep="/")
+    return traverse_util.flatten_dict(_read(saved, {"params": tree})["params"], sep="/")
 
 
 def load_optimizer(saved, abstract):
     """Reads optimizer state and counters like `abstract`."""
-    return _load(saved.directory, saved.step, {"optimizer": abstract})["optimizer"]
+    return _read(saved, {"optimizer": abstract})["optimizer"]
+
+
+def _read(saved, items):
+    """Arrays of a step; files that turn out broken on the way are told with the way out."""
+    try:
+        return _load(saved.directory, saved.step, items)
+    except DAMAGE as error:
+        folder = saved.directory / str(saved.step)
+        raise UserError(
+            f"Checkpoint {str(folder)!r} is damaged ({str(error)[:200]}); delete that folder, and the step "
+            "before it is taken."
+        ) from None
+
+
+def set_damaged_aside(workdir, *, newer_than):
+    """Renames the steps behind the one a run goes on from: they were found damaged, and are about to be made again."""
+    for step in steps(Path(workdir) / "checkpoints"):
+        if step > newer_than:
+            folder = Path(workdir) / "checkpoints" / str(step)
+            folder.rename(folder.with_name(f"damaged-{step}"))
 
 
 def _load(directory, step, items):

@@ -11,7 +11,7 @@ import jax
 from absl import logging
 
 from janus_jax import assembly, cli, sharding
-from janus_jax.data import image_ops
+from janus_jax.data import chat, image_ops
 from janus_jax.errors import UserError
 from janus_jax.eval.sheet import contact_sheet
 from janus_jax.generation.base import Guidance
@@ -36,6 +36,8 @@ def main(command):
         raise UserError("Name a trained run: --checkpoint=runs/tiny.")
     if NUM_IMAGES.value < 1 or SEED.value < 0 or (TEMPERATURE.value or 0) < 0:
         raise UserError("--num_images is at least 1, --seed and --temperature at least 0.")
+    if (TOP_K.value or 1) < 1 or not 0 < (TOP_P.value or 1) <= 1 or MAX_TOKENS.value < 1:
+        raise UserError("--top_k and --max_tokens are at least 1, --top_p is above 0 and at most 1.")
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         {"draw": draw, "ask": ask}[command](assembly.load_artist(CHECKPOINT.value, mesh=mesh))
@@ -45,11 +47,13 @@ def draw(artist):
     """Draws every prompt NUM_IMAGES times, into one file."""
     if not PROMPT.value:
         raise UserError("Say what to draw: --prompt='a red star'.")
+    out = Path(OUT.value)
+    if out.suffix.lower() not in image_ops.Image.registered_extensions():
+        raise UserError(f"--out={OUT.value} names no picture format; end it in .png.")
     prompts = [p for p in PROMPT.value for _ in range(NUM_IMAGES.value)]
     temperature = 1.0 if TEMPERATURE.value is None else TEMPERATURE.value
     guidance = Guidance(GUIDANCE.value, temperature, TOP_K.value, TOP_P.value)
     pictures = artist.draw(prompts, seeds=range(SEED.value, SEED.value + len(prompts)), guidance=guidance)
-    out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, prompts)
     image.save(out)
@@ -60,6 +64,8 @@ def ask(artist):
     """Prints the answer."""
     if not IMAGE.value or not QUESTION.value:
         raise UserError("Name a picture and ask: --image=star.png --question='What color is the star?'.")
+    if chat.IMAGE in QUESTION.value:
+        raise UserError(f"--question holds {chat.IMAGE}; the picture stands before the question by itself.")
     if not Path(IMAGE.value).is_file():
         raise UserError(f"No picture at {IMAGE.value!r}.")
     try:

@@ -58,6 +58,7 @@ def main():
             "--config.init_from to start from one of these checkpoints."
         )
     workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)
     cli.enable_compile_cache(workdir / ".jax_cache")
     (workdir / "config.json").write_text(CONFIG.value.to_json_best_effort(indent=1))
     preempted = []
@@ -131,15 +132,14 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
     progress = Progress(f"stage {stage}", done=done, total=last)
     data = Prefetch(pipeline)
     pending, saved_at, before = None, offset + done, time.perf_counter()
-    skipped = 0
 
     def report(late):
-        nonlocal before, skipped
+        nonlocal before
         number, packed, metrics = late
         values = readable(jax.device_get(metrics))
         seconds, before = time.perf_counter() - before, time.perf_counter()
         useful = count_flops(packed.stats)
-        skipped = 0 if values.pop("finite") else skipped + 1
+        skipped = values.pop("skipped")
         values |= {k: packed.stats[k] for k in ("token_fill", "slot_fill", "ratio")}
         values |= {
             "tokens_per_second": packed.stats["tokens"] / seconds,

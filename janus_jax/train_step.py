@@ -66,13 +66,14 @@ def make(network, tx, *, learning_rate, microbatches, seed):
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        metrics = metrics | {"loss": value, "grad_norm": norm, "lr": learning_rate(state.step), "finite": finite}
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        metrics = metrics | {"loss": value, "grad_norm": norm, "lr": learning_rate(state.step), "skipped": skipped}
         return TrainState(
             step=state.step + 1,
             trainable=keep(optax.apply_updates(state.trainable, updates), state.trainable),
             frozen=state.frozen,
             opt_state=keep(opt_state, state.opt_state),
-            skipped=jnp.where(finite, 0, state.skipped + 1),
+            skipped=skipped,
         ), metrics
 
     return step

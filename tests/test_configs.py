@@ -3,9 +3,13 @@
 import importlib
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from janus_jax import assembly, stages
+from janus_jax.batch import Batch
+from janus_jax.models.janus import count_targets
 
 COUNTS = {  # published checkpoints without the unused pooling head
     "janus_1p3b": {
@@ -66,17 +70,39 @@ def test_stage_tables_are_the_papers(name):
         assert s.template == ("chat" if stage == "3" else "plain")
 
 
-@pytest.mark.parametrize("name", [*COUNTS, "tiny"])
+@pytest.mark.parametrize("name", [*COUNTS, "tiny", "openmoji"])
 def test_every_stage_freezes_something_that_exists(name):
     config = load(name)
     for stage in config.stages:
         network = assembly.build_network(config.to_dict(), stage)
         trainable, frozen = stages.split(network.abstract, assembly.frozen_patterns(config.to_dict(), stage))
         assert trainable and (frozen or stage == stages.TOKENIZER)
-        if name != "tiny":
+        if name in COUNTS:
             assert ("llm/embed" in frozen) == (stage == "stage_1")
             assert ("understanding/encoder/norm/scale" in frozen) == (stage != "stage_3")
             assert "generation/tokenizer/codebook" in frozen
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_full_size_model_trains_under_eval_shape(name):
+    config = load(name).to_dict()
+    s = config["stages"]["stage_2"]
+    network = assembly.build_network(config, "stage_2")
+    leading = (1, s["rows"])
+    row = jax.ShapeDtypeStruct((*leading, s["length"]), jnp.int32)
+    pictures = lambda n: jax.ShapeDtypeStruct((1, n, 384, 384, 3), jnp.uint8)
+    start = lambda n: jax.ShapeDtypeStruct((1, n), jnp.int32)
+    weights = jax.ShapeDtypeStruct(row.shape, jnp.float32)
+    u, g = s["und_slots"], s["gen_slots"]
+    batch = Batch(row, row, row, weights, row, pictures(u), start(u), pictures(g), start(g))
+
+    def loss(params, batch):
+        keys = jax.random.split(jax.random.key(0), batch.gen_start.shape)
+        return network.merge(params).loss(batch, counts=count_targets(batch), keys=keys)
+
+    (value, metrics), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), network.abstract, batch)
+    assert value.shape == () and "loss_gen" in metrics
+    assert {p: g.shape for p, g in grads.items()} == {p: a.shape for p, a in network.abstract.items()}
 
 
 def test_janus_stage_2_starts_on_class_names():

@@ -11,7 +11,7 @@ from janus_jax.data.mixture import Mixture, Phase, whole
 from janus_jax.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["tiny", "janus_1p3b", "pro_1b", "pro_7b"])
+@pytest.mark.parametrize("name", ["tiny", "openmoji", "janus_1p3b", "pro_1b", "pro_7b"])
 def test_every_block_of_every_stage_is_exact(name):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     for s in config["stages"].values():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from janus_jax.data import shapes
 from janus_jax.data.sources import write_array_record
@@ -37,14 +39,28 @@ def config_file(tmp_path, data):
     return path
 
 
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """A workdir with one checkpoint of stage 1, whose sampling nobody has trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "test_recipe.py").write_text(CONFIG.format(data=str(data)))
+    assert finish(start(f"{folder}/test_recipe.py:1", folder / "run", "--config.stages.stage_1.steps=1"))[0] == 0
+    return folder / "run"
+
+
 def start(config_file, workdir, *flags, devices=8):
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     }
-    command = [sys.executable, "-m", "janus_jax.train", f"--config={config_file}", f"--workdir={workdir}", *flags]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return run("train", f"--config={config_file}", f"--workdir={workdir}", *flags, env=env)
+
+
+def run(module, *arguments, env=None):
+    command = [sys.executable, "-m", f"janus_jax.{module}", *map(str, arguments)]
+    env = env or os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
@@ -88,6 +104,63 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     assert code == 2 and "already at stage_2" in err
 
 
+def test_sigterm_saves_and_damaged_checkpoints_are_told(config_file, tmp_path):
+    long = ["--config.stages.stage_1.steps=1000", "--config.save_every=1000"]
+    process = start(f"{config_file}:1", tmp_path / "run", *long)
+    path = tmp_path / "run/metrics.jsonl"
+    while process.poll() is None and (not path.exists() or path.read_text().count("\n") < 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 75
+    (saved,) = (tmp_path / "run/checkpoints").iterdir()
+    assert int(saved.name) == len(lines(tmp_path / "run")) < 1000
+
+    last = int(saved.name)
+    ends = [f"--config.stages.stage_1.steps={last}", *long[1:]]
+    whole = {f: f.read_bytes() for f in (saved / "params").rglob("*") if f.is_file() and "/d/" in str(f)}
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
+    code, err = finish(start(f"{config_file}:1", tmp_path / "run", *ends[:-2], f"--config.stages.stage_1.steps={last + 1}"))
+    assert code == 2 and "Traceback" not in err and f"{last}' is damaged" in err and "delete that folder" in err
+
+    shutil.rmtree(saved / "params")
+    code, err = finish(start(f"{config_file}:1", tmp_path / "run", *ends))
+    assert code == 0 and "is damaged and skipped" in err
+    assert {p.name for p in saved.parent.iterdir()} == {saved.name, f"damaged-{last}"}
+    assert [r["step"] for r in lines(tmp_path / "run")] == list(range(1, last + 1))
+
+
+def test_the_commands_draw_answer_and_score(trained, data, tmp_path):
+    checkpoint = f"--checkpoint={trained}"
+    draw = ["sample", "draw", checkpoint, "--prompt=a red star", "--prompt=a cross"]
+    assert finish(run(*draw, "--num_images=2", f"--out={tmp_path}/sheet.png"))[0] == 0
+    assert Image.open(tmp_path / "sheet.png").width >= 4 * 32
+    assert finish(run(*draw[:4], "--top_k=5", f"--out={tmp_path}/star.png"))[0] == 0
+    assert Image.open(tmp_path / "star.png").size == (32, 32)
+    question = [f"--image={tmp_path}/star.png", "--question=What color is the star?", "--max_tokens=4"]
+    process = run("sample", "ask", checkpoint, *question)
+    answer, err = process.communicate(timeout=400)
+    assert process.returncode == 0 and answer.endswith("\n"), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "paint"], r"Say which of \['draw', 'ask'\], not 'paint'"),
+        (["sample", "draw", "--checkpoint=/nowhere", "--prompt=x"], "No complete checkpoint in '/nowhere'"),
+        (["sample", "draw", "--checkpoint={run}", "--prompt=x", "--out=x.pgn"], "names no picture format"),
+        (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=x"], "No picture at '/no.png'"),
+        (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=<image_placeholder>"], "by itself"),
+        (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--out={run}"], "/nowhere"),
+        (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--benchmark=x"], r"known: \['shapes'\]"),
+    ],
+)
+def test_mistakes_of_the_other_commands_are_told_in_a_sentence(trained, arguments, message):
+    code, err = finish(run(*(a.format(run=trained) for a in arguments)))
+    assert code == 2 and "Traceback" not in err
+    assert re.search(message, err), err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -125,6 +198,7 @@ def test_mistakes_are_told_in_a_sentence(config_file, tmp_path, flags, message):
 
 
 def test_a_large_model_says_what_is_missing(tmp_path):
-    code, err = finish(start("configs/pro_7b.py", tmp_path / "run", devices=1))
+    code, err = finish(start("configs/pro_7b.py:2", tmp_path / "run", devices=1))
     assert code == 2 and "Traceback" not in err
     assert "no data lie at" in err and "--config.data.sources" in err
+    assert "GiB a device" in err and "run on more devices" in err

@@ -17,6 +17,10 @@ class BadRecord(Exception):
     """A record that cannot be used; the message says why, in a few words that reports count by."""
 
 
+class TooLong(BadRecord):
+    """An example that the user asked to leave out: no fault of the data."""
+
+
 def open_image(encoded):
     """Reads a picture's header, not yet its pixels.
 

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import logging
 
 from janus_jax.batch import TASKS
 from janus_jax.data import image_ops
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.image_ops import BadRecord, TooLong
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.packing import empty_segment, lay_out, pack_group
 from janus_jax.errors import UserError
@@ -71,16 +72,16 @@ class Stream:
         try:
             return self._make(self._source[index], task=task, rng=rng, record_id=record_id)
         except BadRecord as error:
-            raise BadRecord(f"{record_id}: {error}") from None
+            raise type(error)(f"{record_id}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # fields that are not what they should be
             raise BadRecord(f"{record_id}: malformed record ({type(error).__name__} {error})") from None
 
 
 class BadRecords:
-    """Counts unusable records by reason, and stops the run when there are too many."""
+    """Counts unusable records by source and reason, tells of them, and stops the run when there are too many."""
 
     def __init__(self, limit):
-        self.limit, self.seen, self.reasons, self.last = limit, 0, collections.Counter(), ""
+        self.limit, self.seen, self.reasons, self.too_long = limit, 0, collections.Counter(), 0
         self._lock = threading.Lock()
 
     def good(self):
@@ -89,20 +90,25 @@ class BadRecords:
             self.seen += 1
 
     def bad(self, error):
-        """Notes an unusable one.
+        """Notes an unusable one; its first, tenth, hundredth, ... fellow is told in the log.
 
         Raises:
-          UserError: when their share passes the limit (counted over at least a hundred records).
+          UserError: when their share passes the limit (counted over at least a hundred records). Examples that are
+            left out because they are too long, as config.data.overlong='skip' asks, do not count towards it.
         """
+        record_id, reason = str(error).split(": ", 1)
+        reason = f"{record_id.split('/')[0]}: {reason}"
         with self._lock:
             self.seen += 1
-            self.last = str(error)
-            self.reasons[self.last.split(": ", 1)[-1]] += 1
-            count = self.reasons.total()
+            self.reasons[reason] += 1
+            self.too_long += isinstance(error, TooLong)
+            alike, count = self.reasons[reason], self.reasons.total() - self.too_long
+        if 10 ** (len(str(alike)) - 1) == alike:
+            logging.warning("Left out %d record%s of %s (lately %s)", alike, "s" * (alike > 1), reason, record_id)
         if count > self.limit * max(self.seen, 100):
             raise UserError(
                 f"{count} of {self.seen} records are unusable, more than config.data.bad_record_limit="
-                f"{self.limit:.0%}: {dict(self.reasons)}, lately {self.last!r}. Mend the data or raise the limit."
+                f"{self.limit:.0%}: {dict(self.reasons)}, lately {record_id!r}. Mend the data or raise the limit."
             )
 
 
@@ -229,22 +235,25 @@ class Pipeline:
         """The next batch; groups of one shard stand together."""
         per_shard = self._layout.groups // self._layout.shards
         groups = [shard.next_group() for shard in self.shards.values() for _ in range(per_shard)]
-        laid_out = [self._decode(rows) for rows in groups]
+        cached = next((len(e.gen_images[0]) for g in groups for row in g for e in row if _cached(e)), 0)
+        laid_out = [self._decode(rows, codes=cached) for rows in groups]
         batch = type(laid_out[0])(*(None if x[0] is None else np.stack(x) for x in zip(*laid_out, strict=True)))
         ids = [e.record_id for rows in groups for row in rows for e in row]
         return Packed(batch, statistics(batch), ids)
 
-    def _decode(self, rows):
-        """Lays a group out and decodes its pictures; an example whose picture fails is emptied and counted."""
+    def _decode(self, rows, *, codes):
+        """Lays a group out and decodes its pictures; an example whose picture fails is emptied and counted.
+
+        `codes` is the number of cached codes a picture, 0 where pictures to draw come as pixels.
+        """
         layout = self._layout
         slots = dict(und_slots=layout.und_slots, gen_slots=layout.gen_slots)
         group, und, gen = lay_out(rows, length=layout.length, pad_id=self._pad_id, **slots)
-        cached = any(isinstance(p, list) for _, p, _ in gen)
         und_images = np.zeros((layout.und_slots, layout.und_size, layout.und_size, 3), np.uint8)
         gen_images = np.zeros((layout.gen_slots, layout.gen_size, layout.gen_size, 3), np.uint8)
         for pictures, out, fit, size in (
             (und, und_images, image_ops.for_understanding, layout.und_size),
-            ([] if cached else gen, gen_images, image_ops.for_generation, layout.gen_size),
+            ([] if codes else gen, gen_images, image_ops.for_generation, layout.gen_size),
         ):
             for slot, encoded, (row, segment) in pictures:
                 try:
@@ -253,12 +262,12 @@ class Pipeline:
                     self._bad.bad(BadRecord(f"{rows[row][segment - 1].record_id}: {error}"))
                     empty_segment(group, row=row, segment=segment, pad_id=self._pad_id)
         group = group._replace(und_images=und_images)
-        if not cached:
+        if not codes:
             return group._replace(gen_images=gen_images)
-        codes = np.zeros((layout.gen_slots, len(gen[0][1])), np.int32)
+        gen_codes = np.zeros((layout.gen_slots, codes), np.int32)
         for slot, ids, _ in gen:
-            codes[slot] = ids
-        return group._replace(gen_codes=codes)
+            gen_codes[slot] = ids
+        return group._replace(gen_codes=gen_codes)
 
     def get_state(self):
         """{shard number: position} of this host's shards, plain JSON."""
@@ -276,6 +285,10 @@ class Pipeline:
             shard.set_state(states[str(v)])
 
 
+def _cached(example):
+    return bool(example.gen_images) and isinstance(example.gen_images[0], list)
+
+
 def statistics(batch):
     """Figures of a packed batch, on the host.
 
@@ -283,7 +296,7 @@ def statistics(batch):
       batch: Batch of numpy arrays.
 
     Returns:
-      dict: `tokens` real ones; `token_fill`, `slot_fill`; `examples` and `ratio` by task; `attended`, the sum over
+      dict: `tokens` real ones; `token_fill`, `slot_fill`; `ratio` of examples by task; `attended`, the sum over
       examples of n (n + 1) / 2; `text_targets`; `und_pictures`, `gen_pictures`.
     """
     segments = batch.segment_ids.reshape(-1, batch.segment_ids.shape[-1])
@@ -302,7 +315,6 @@ def statistics(batch):
         "tokens": int((segments > 0).sum()),
         "token_fill": float((segments > 0).mean()),
         "slot_fill": (und + gen) / slots if slots else 1.0,
-        "examples": {task: int(n) for task, n in zip(TASKS, examples, strict=True)},
         "ratio": [round(float(n) / max(examples.sum(), 1), 4) for n in examples],
         "attended": attended,
         "text_targets": int(batch.text_weights.sum()),

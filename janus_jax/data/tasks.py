@@ -13,7 +13,7 @@ import numpy as np
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import chat
-from janus_jax.data.image_ops import BadRecord, open_image
+from janus_jax.data.image_ops import BadRecord, TooLong, open_image
 from janus_jax.errors import UserError
 
 FIRST_SENTENCE = re.compile(r"^.*?[.!?。！？](?=\s|$|[\u4e00-\u9fff])", re.DOTALL)
@@ -120,7 +120,9 @@ class ExampleMaker:
         ids = self.tokenizer.encode("".join(p.text for p in pieces))[0]
         room = self.max_length - self.gen_tokens - 2
         if len(ids) > room:
-            if self.overlong == "skip" or self.template == "chat":
+            if self.overlong == "skip":
+                raise TooLong("prompt too long")
+            if self.template == "chat":
                 raise BadRecord("prompt too long")
             ids = ids[:room]
         if drop:
@@ -153,8 +155,10 @@ class ExampleMaker:
         if len(starts) != len(images):
             raise BadRecord("pictures and placeholders differ in number")
         if len(tokens) > self.max_length:
-            if self.overlong == "skip" or (starts and starts[-1] + self.und_tokens > self.max_length):
-                raise BadRecord("example too long")
+            if self.overlong == "skip":
+                raise TooLong("example too long")
+            if starts and starts[-1] + self.und_tokens > self.max_length:
+                raise BadRecord("pictures longer than a row")
             tokens, target = tokens[: self.max_length], target[: self.max_length]
         if not any(target):
             raise BadRecord("no target text")

@@ -140,7 +140,7 @@ def choose(logits, keys, guidance):
         return jnp.argmax(logits, axis=-1)
     logits = logits / guidance.temperature
     if guidance.top_k:
-        floor = jax.lax.top_k(logits, guidance.top_k)[0][:, -1:]
+        floor = jax.lax.top_k(logits, min(guidance.top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits < floor, -jnp.inf, logits)
     if guidance.top_p:
         ordered = jnp.sort(logits, axis=-1)[:, ::-1]

@@ -10,9 +10,13 @@ quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_ma
 
 .PHONY: quickstart test acceptance lint
 
-$(BIN)/.installed: requirements.txt requirements-dev.txt
+$(BIN)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed requirements-dev.txt requirements-openmoji.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
@@ -23,11 +27,11 @@ quickstart: $(BIN)/.installed data/shapes/about.json  ## data, tokenizer, three 
 	$(BIN)/python -m janus_jax.train --config=configs/tiny.py --workdir=$(RUN)
 	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(RUN) --benchmark=shapes --data=data/shapes --out=$(RUN)
 
-test: $(BIN)/.installed  ## the test suite
+test: $(BIN)/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest -q
 
-acceptance: $(BIN)/.installed  ## the slow proofs, into docs/acceptance.md; goes on where it stopped
+acceptance: $(BIN)/.installed-dev  ## the slow proofs, into docs/acceptance.md; goes on where it stopped
 	$(BIN)/python -m pytest -q -s -m slow -p tests.acceptance_page tests/test_acceptance.py
 
-lint: $(BIN)/.installed
+lint: $(BIN)/.installed-dev
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

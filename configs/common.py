@@ -35,7 +35,7 @@ def get_config():
     c = ConfigDict()
     c.seed = 0
     c.dtype = "auto"  # of the LLM and the understanding encoder: bf16 on accelerators, fp32 on CPU
-    c.init_from = ""  # a workdir or checkpoint whose parameters the first stage starts from
+    c.init_from = ""  # workdirs or checkpoints, with commas between, whose parameters the first stage starts from
     c.init_fresh = ("understanding/adaptor", "generation/(embed|adaptor|head)")  # what may start without one
     c.log_every = 1
     c.save_every = 1_000

@@ -39,12 +39,16 @@ def load_artist(path, *, mesh):
         raise UserError(
             f"The newest checkpoint of {str(path)!r} holds a picture tokenizer alone; train its next stage first."
         )
+    if config is None:
+        raise UserError(f"{str(path)!r} holds a tower alone; train a model from it with --config.init_from.")
     network = build_network(config, stage)
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     dtypes = held_dtypes(network, config, frozen=network.abstract)
     wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}
+    if saved.about["tokenizer"] is None:
+        raise UserError(f"{str(path)!r} carries no text tokenizer; import it again from a folder with a tokenizer.json.")
     tokenizer = text_tokenizer.TextTokenizer(saved.about["tokenizer"])
-    template = config["stages"][stage]["template"]
+    template = "chat" if stage == stages.IMPORTED else config["stages"][stage]["template"]
     return Artist(network, checkpoint.load_params(saved, wanted), tokenizer, config, template=template)
 
 

@@ -54,10 +54,11 @@ class Writer:
             preservation_policy=policies.LatestN(keep),
         )
 
-    def save(self, step, *, params, optimizer, about):
-        """Starts saving a step; `params` is flat, `about` plain JSON."""
+    def save(self, step, *, params, about, optimizer=None):
+        """Starts saving a step; `params` is flat, `about` plain JSON; imported weights have no optimizer state."""
         tree = traverse_util.unflatten_dict(params, sep="/")
-        items = {"params": tree, "optimizer": optimizer, "about": {"json": json.dumps(about)}}
+        items = {"params": tree, "about": {"json": json.dumps(about)}}
+        items |= {} if optimizer is None else {"optimizer": optimizer}
         self._checkpointer.save_checkpointables_async(step, items)
 
     def wait(self):
@@ -91,7 +92,7 @@ def newest(path):
         try:
             about = _load(directory, step, {"about": None})["about"]
             saved = Saved(directory, step, json.loads(about["json"]))
-            if not param_shapes(saved) or "stage" not in saved.about:
+            if not param_structs(saved) or "stage" not in saved.about:
                 raise ValueError("it holds no parameters or does not say of which stage")
         except DAMAGE as error:
             logging.warning("Checkpoint %s is damaged and skipped: %s", directory / str(step), str(error)[:200])
@@ -108,10 +109,11 @@ def open_saved(path):
     return saved
 
 
-def param_shapes(saved):
-    """{path: shape} of the parameters that a saved step holds."""
+def param_structs(saved):
+    """{path: shape and dtype} of the parameters that a saved step holds."""
     metadata = ocp.checkpointables_metadata(saved.directory / str(saved.step)).metadata["params"]
-    return {path: tuple(m.shape) for path, m in traverse_util.flatten_dict(metadata, sep="/").items()}
+    flat = traverse_util.flatten_dict(metadata, sep="/")
+    return {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in flat.items()}
 
 
 def load_params(saved, abstract):
@@ -125,13 +127,15 @@ def load_params(saved, abstract):
       {path: array}.
 
     Raises:
-      UserError: for a shape that differs, with the parameter's path.
+      UserError: for a parameter that is missing or whose shape differs, with its path.
     """
-    shapes = param_shapes(saved)
+    held = param_structs(saved)
     for path, leaf in abstract.items():
-        if shapes[path] != leaf.shape:
+        if path not in held:
+            raise UserError(f"Checkpoint {str(saved.directory / str(saved.step))!r} has no {path}: it holds only a part.")
+        if held[path].shape != leaf.shape:
             raise UserError(
-                f"{path} is {shapes[path]} in checkpoint {str(saved.directory / str(saved.step))!r} and {leaf.shape} "
+                f"{path} is {held[path].shape} in checkpoint {str(saved.directory / str(saved.step))!r} and {leaf.shape} "
                 "in the config; use the config the checkpoint was made with."
             )
     tree = traverse_util.unflatten_dict(abstract, sep="/")

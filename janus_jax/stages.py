@@ -14,6 +14,7 @@ import re
 from janus_jax.errors import UserError
 
 TOKENIZER = "tokenizer"
+IMPORTED = "imported"  # what `convert import` calls its checkpoints: no stage, but every stage may start from one
 ORDER = (TOKENIZER, "stage_1", "stage_2", "stage_3")
 FROZEN = {
     TOKENIZER: (),

@@ -89,7 +89,7 @@ def train_stage(config, stage, workdir, *, preempted):
         logging.info("Stage %s: done, at step %d", stage, resumed.step)
         return
     if resumed:
-        _check_same(resumed.about["config"], _plain(config), stage)
+        _check_same(resumed.about["config"], cli.plain(config), stage)
 
     mesh = sharding.make_mesh(**config["mesh"])
     network = assembly.build_network(config, stage)
@@ -107,7 +107,7 @@ def train_stage(config, stage, workdir, *, preempted):
             stage_start = start.step if start else 0
         log = Log(workdir, resumed_step=stage_start + int(state.step))
         logging.info("Stage %s: %s", stage, _describe(state, mesh, resumed, start))
-        about = {"stage": stage, "stage_start": stage_start, "config": _plain(config), "tokenizer": tokenizer.text}
+        about = {"stage": stage, "stage_start": stage_start, "config": cli.plain(config), "tokenizer": tokenizer.text}
         shardings = jax.tree.map(lambda x: x.sharding, state)
         step = train_step.make(
             network, tx, learning_rate=rate, microbatches=s["microbatches"], seed=assembly.stage_seed(config, stage)
@@ -187,14 +187,15 @@ def _save(writer, number, state, about):
 
 def _begin(saved, config, stage, network, tx, mesh):
     """A stage's first state: parameters of the stage before or of init_from, fresh ones where allowed."""
-    if saved is None and config["init_from"]:
-        saved = checkpoint.open_saved(config["init_from"])
+    origins = [saved] if saved else [checkpoint.open_saved(path) for path in filter(None, config["init_from"].split(","))]
     abstract = _abstract_params(config, stage, network, mesh)
-    held = checkpoint.param_shapes(saved) if saved else {}
-    missing = [path for path in abstract if path not in held]
+    loaded = {}
+    for origin in origins:
+        held = checkpoint.param_structs(origin)
+        loaded |= checkpoint.load_params(origin, {p: a for p, a in abstract.items() if p in held and p not in loaded})
+    missing = [path for path in abstract if path not in loaded]
     if stage != stages.TOKENIZER:
-        _check_missing(missing, saved, config, stage)
-    loaded = checkpoint.load_params(saved, {p: a for p, a in abstract.items() if p in held}) if saved else {}
+        _check_missing(missing, origins, config, stage)
     fresh = {}
     if missing:
         make = lambda key: {p: a.astype(abstract[p].dtype) for p, a in network.fresh(key).items() if p in missing}
@@ -217,21 +218,19 @@ def _start_from_tokenizer(params, missing, config):
     return params | {f"generation/{p}": a for p, a in started.items() if f"generation/{p}" in missing}
 
 
-def _check_missing(missing, saved, config, stage):
+def _check_missing(missing, origins, config, stage):
     """Parameters that neither a checkpoint nor init_fresh provides are an error that names the way out."""
     allowed = stages.matching(config["init_fresh"], missing)
     lacking = sorted({"/".join(p.split("/")[:2]) for p in missing if p not in allowed})
     if not lacking:
         return
-    if saved is None:
+    if not origins:
         raise UserError(
             f"Stage {stage} has no checkpoint to start from: nothing provides {lacking}. Run the stage before it in "
             "this workdir, or name a workdir or checkpoint that holds them with --config.init_from=DIR."
         )
-    raise UserError(
-        f"Checkpoint {str(saved.directory / str(saved.step))!r} has no {lacking}. To start them fresh, add their "
-        "names to --config.init_fresh."
-    )
+    where = ", ".join(repr(str(o.directory / str(o.step))) for o in origins)
+    raise UserError(f"{where} has no {lacking}. To start them fresh, add their names to --config.init_fresh.")
 
 
 def _abstract_params(config, stage, network, mesh):
@@ -306,6 +305,8 @@ def _absent_data(config, stage):
 
 
 def _order(stage):
+    if stage == stages.IMPORTED:
+        return -1
     if stage not in stages.ORDER:
         raise UserError(f"config.stages has {stage!r}; known stages: {list(stages.ORDER)}.")
     return stages.ORDER.index(stage)
@@ -336,13 +337,6 @@ def _describe(state, mesh, resumed, start):
     origin = f"continues at step {resumed.step}" if resumed else f"starts from step {start.step}" if start else "starts"
     shape = " x ".join(f"{a}={n}" for a, n in mesh.shape.items())
     return f"{origin}; {count(state.trainable)} parameters train, {count(state.frozen)} are frozen; mesh {shape}"
-
-
-def _plain(value):
-    """A config as JSON: tuples become lists."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 if __name__ == "__main__":

@@ -69,6 +69,23 @@ def load(path):
         raise UserError(f"{str(path)!r} is no tokenizer.json: {error}.") from None
 
 
+def complete(text, *, where):
+    """A tokenizer.json with every special token of Janus: TextTokenizer, and the strings that had to be added.
+
+    Raises:
+      UserError: when `text` is no tokenizer.json; `where` names its file.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # what `tokenizers` raises for a broken file
+        raise UserError(f"{str(where)!r} is no tokenizer.json: {error}.") from None
+    added = [s for s in SPECIAL.values() if tokenizer.token_to_id(s) is None]
+    if added:
+        tokenizer.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in added])
+        text = tokenizer.to_str()
+    return TextTokenizer(text), added
+
+
 def train(texts, *, vocab_size, extra=()):
     """Trains a byte-complete BPE on texts: any text, whatever its script, can be encoded.
 

@@ -9,120 +9,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from janus_jax.layers.conv import (
-    AttentionBlock,
-    Conv,
-    Downsample,
-    ResnetBlock,
-    Upsample,
-)
+from janus_jax.layers.autoencoder import Decoder, Encoder
+from janus_jax.layers.conv import Conv
 from janus_jax.layers.linear import param
-from janus_jax.layers.norm import GroupNorm
 
 
 def normalize(x, eps=1e-12):
     """Rows of unit length: float[..., C] -> float[..., C]."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), eps)
-
-
-class Level(nnx.Module):
-    """The blocks of one resolution, attention after each where asked, and the change of resolution behind them."""
-
-    def __init__(self, rngs, in_dim, out_dim, *, num_blocks, num_groups, attend, resample):
-        self.num_blocks = num_blocks
-        self.blocks = nnx.Dict(
-            {str(i): ResnetBlock(rngs, out_dim if i else in_dim, out_dim, num_groups=num_groups) for i in range(num_blocks)}
-        )
-        self.attentions = (
-            nnx.Dict({str(i): AttentionBlock(rngs, out_dim, num_groups=num_groups) for i in range(num_blocks)})
-            if attend
-            else None
-        )
-        self.resample = resample(rngs, out_dim) if resample else None
-
-    def __call__(self, x):
-        for i in range(self.num_blocks):
-            x = self.blocks[str(i)](x)
-            x = x if self.attentions is None else self.attentions[str(i)](x)
-        return x if self.resample is None else self.resample(x)
-
-
-class Middle(nnx.Module):
-    """Residual, attention, residual at the lowest resolution."""
-
-    def __init__(self, rngs, dim, *, num_groups):
-        self.block_1 = ResnetBlock(rngs, dim, dim, num_groups=num_groups)
-        self.attention = AttentionBlock(rngs, dim, num_groups=num_groups)
-        self.block_2 = ResnetBlock(rngs, dim, dim, num_groups=num_groups)
-
-    def __call__(self, x):
-        return self.block_2(self.attention(self.block_1(x)))
-
-
-class Encoder(nnx.Module):
-    """Pixels to feature vectors, one halving between levels."""
-
-    def __init__(self, rngs, *, base_channels, channel_mult, num_res_blocks, z_channels, num_groups):
-        widths = [base_channels * m for m in channel_mult]
-        self.num_levels = len(widths)
-        self.conv_in = Conv(rngs, 3, base_channels)
-        self.levels = nnx.Dict(
-            {
-                str(i): Level(
-                    rngs,
-                    widths[max(i - 1, 0)] if i else base_channels,
-                    width,
-                    num_blocks=num_res_blocks,
-                    num_groups=num_groups,
-                    attend=i == len(widths) - 1,
-                    resample=Downsample if i < len(widths) - 1 else None,
-                )
-                for i, width in enumerate(widths)
-            }
-        )
-        self.middle = Middle(rngs, widths[-1], num_groups=num_groups)
-        self.norm_out = GroupNorm(rngs, widths[-1], num_groups=num_groups)
-        self.conv_out = Conv(rngs, widths[-1], z_channels)
-
-    def __call__(self, x):
-        """float[M, h, w, 3] -> float[M, h', w', z]."""
-        x = self.conv_in(x)
-        for i in range(self.num_levels):
-            x = self.levels[str(i)](x)
-        return self.conv_out(jax.nn.swish(self.norm_out(self.middle(x))))
-
-
-class Decoder(nnx.Module):
-    """Feature vectors to pixels; level 0 is the lowest resolution, one block more than in the encoder."""
-
-    def __init__(self, rngs, *, base_channels, channel_mult, num_res_blocks, z_channels, num_groups):
-        widths = [base_channels * m for m in reversed(channel_mult)]
-        self.num_levels = len(widths)
-        self.conv_in = Conv(rngs, z_channels, widths[0])
-        self.middle = Middle(rngs, widths[0], num_groups=num_groups)
-        self.levels = nnx.Dict(
-            {
-                str(i): Level(
-                    rngs,
-                    widths[max(i - 1, 0)],
-                    width,
-                    num_blocks=num_res_blocks + 1,
-                    num_groups=num_groups,
-                    attend=i == 0,
-                    resample=Upsample if i < len(widths) - 1 else None,
-                )
-                for i, width in enumerate(widths)
-            }
-        )
-        self.norm_out = GroupNorm(rngs, widths[-1], num_groups=num_groups)
-        self.conv_out = Conv(rngs, widths[-1], 3)
-
-    def __call__(self, z):
-        """float[M, h', w', z] -> float[M, h, w, 3]."""
-        x = self.middle(self.conv_in(z))
-        for i in range(self.num_levels):
-            x = self.levels[str(i)](x)
-        return self.conv_out(jax.nn.swish(self.norm_out(x)))
 
 
 class VQTokenizer(nnx.Module):
@@ -131,14 +25,9 @@ class VQTokenizer(nnx.Module):
     def __init__(
         self, rngs, *, base_channels, channel_mult, num_res_blocks, z_channels, codebook_size, codebook_dim, num_groups=32
     ):
-        net = dict(
-            base_channels=base_channels,
-            channel_mult=tuple(channel_mult),
-            num_res_blocks=num_res_blocks,
-            z_channels=z_channels,
-            num_groups=num_groups,
-        )
-        self.encoder = Encoder(rngs, **net)
+        widths = [base_channels * m for m in channel_mult]
+        net = dict(widths=widths, num_res_blocks=num_res_blocks, z_channels=z_channels, num_groups=num_groups, attend=True)
+        self.encoder = Encoder(rngs, stem=base_channels, **net)
         self.decoder = Decoder(rngs, **net)
         self.quant_conv = Conv(rngs, z_channels, codebook_dim, window=1)
         self.post_quant_conv = Conv(rngs, codebook_dim, z_channels, window=1)

@@ -1,0 +1,205 @@
+"""Brings released weights in, and takes trained ones out.
+
+    python -m janus_jax.convert import --layout=deepseek --src=Janus-Pro-1B --out=runs/pro_1b
+    python -m janus_jax.convert import --layout=siglip --src=siglip-large-patch16-384 --out=towers/siglip
+    python -m janus_jax.convert export --layout=transformers --checkpoint=runs/pro_1b --out=exported
+
+import writes a checkpoint: draw and ask with --checkpoint=DIR, train on from it with --workdir=DIR or, in another
+workdir, with --config.init_from=DIR. Whole models come in the layouts deepseek and transformers; towers, from which
+stage 1 of the papers starts, in the layouts llama, siglip, llamagen_vq and diffusers_vae. Several towers are given to
+training together: --config.init_from=towers/llm,towers/siglip,towers/vq.
+
+export writes a folder that the release's own code (deepseek) or transformers loads.
+"""
+
+import contextlib
+import importlib
+import resource
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from rich import progress
+
+from janus_jax import assembly, checkpoint, cli, sharding, stages
+from janus_jax.data import tokenizer as text_tokenizer
+from janus_jax.errors import UserError
+from janus_jax.weights import fields, files, names, tables
+
+LAYOUT = cli.flags.DEFINE_enum("layout", None, [*tables.JANUS, *tables.TOWERS], "How the weights are named.")
+SRC = cli.flags.DEFINE_string("src", None, "import: a folder with weights, config.json and tokenizer.json, or one file.")
+INTO = cli.flags.DEFINE_string("into", None, "import: where a tower goes; known from its layout without it.")
+CONFIG = cli.config_flag()
+CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "export: a run's workdir, or one of its checkpoints/STEP.")
+OUT = cli.flags.DEFINE_string("out", None, "A new folder: a workdir for import, a folder of weights for export.")
+DTYPE = cli.flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "export: the checkpoint's own without it.")
+
+
+def main(command):
+    """Runs one of the two commands."""
+    if not LAYOUT.value or not OUT.value:
+        raise UserError("Name the layout and a new folder: --layout=deepseek --out=DIR.")
+    started = time.perf_counter()
+    {"import": import_weights, "export": export_weights}[command](Path(OUT.value))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    logging.info("Done in %.0f s, at most %.1f GiB of memory", time.perf_counter() - started, peak)
+
+
+def import_weights(out):
+    """Reads a whole model or a tower, checks every name, shape and field, and writes a checkpoint."""
+    if not SRC.value:
+        raise UserError("Name the weights: --src=DIR.")
+    files.check_new(out)
+    folder, layout = files.Folder(SRC.value), LAYOUT.value
+    if layout in tables.TOWERS:
+        into = tables.INTO[layout]
+        if INTO.value not in (None, into):
+            raise UserError(f"The layout {layout} goes into {into}, not into {INTO.value}.")
+        model = fields.read_tower(layout, folder)
+        config = None
+        if CONFIG.value is not None:
+            fields.check_same(model, CONFIG.value.to_dict()["model"], where=SRC.value)
+        abstract, axes = fields.build_tower(layout, model)
+        mesh = sharding.make_mesh()
+    else:
+        if INTO.value:
+            raise UserError(f"--into is for towers; the layout {layout} holds the whole model.")
+        config = _pick_config(fields.read_janus(layout, folder))
+        network = assembly.build_network(config, "stage_3")
+        abstract, axes = network.abstract, network.axes
+        mesh = sharding.make_mesh(**config["mesh"])
+    tensors, idle = _match(layout, folder, abstract)
+    tokenizer = _tokenizer(folder, config, abstract)
+    placed = _place(folder, tensors, abstract, sharding.param_shardings(mesh, abstract, axes))
+    placed |= {f"unused/{name}": jax.numpy.asarray(folder.read(name)) for name in idle}
+    about = {"stage": stages.IMPORTED, "stage_start": 0, "config": cli.plain(config), "tokenizer": tokenizer, "data": None}
+    writer = checkpoint.Writer(out, keep=1)
+    writer.save(0, params=placed, about=about)
+    writer.wait()
+    if tokenizer:
+        (out / "tokenizer.json").write_text(tokenizer)
+    size = sum(a.nbytes for a in placed.values()) / 2**30
+    logging.info("%d parameters (%.2f GiB) from %d tensors lie in %s", len(placed), size, len(folder.held), out)
+
+
+def _pick_config(model):
+    """The config page of a model: the one that --config names, or the page of these sizes.
+
+    Sizes that no page has are taken as they are, with Janus-Pro's recipe.
+    """
+    if CONFIG.value is not None:
+        config = CONFIG.value.to_dict()
+        fields.check_same(model, config["model"], where=SRC.value)
+        return config
+    for name in ("pro_1b", "pro_7b"):
+        config = _page(name)
+        differing = fields.differences(model, config["model"])
+        if not differing:
+            logging.info("The sizes are those of configs/%s.py", name)
+            if name == "pro_1b":
+                logging.info("Janus-1.3B has the same sizes: --config=configs/janus_1p3b.py takes its roles and recipe")
+            return config
+    logging.warning("No page of configs/ has these sizes (%s, ...); the checkpoint carries them", differing[0])
+    config = _page("pro_1b")
+    return config | {"model": fields.merged(config["model"], model)}
+
+
+def _page(name):
+    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+
+
+def _match(layout, folder, abstract):
+    """What every tensor of the folder is to us: {their name: names.Tensor}, and the unused ones that it holds."""
+    if layout in tables.JANUS:
+        tensors = names.spell_out(tables.JANUS[layout], abstract, layout=layout)
+        unused = tables.unused(layout, abstract)
+        idle = [name for name in unused if name in folder.held]
+    else:
+        spelt = [names.spell_out(table, abstract, layout=layout) for table in tables.TOWERS[layout]]
+        tensors = max(spelt, key=lambda tensors: len(tensors.keys() & folder.held.keys()))
+        unused, idle = [name for name in folder.held if tables.is_idle(layout, name)], []
+    names.check(tensors, folder.held, unused=unused, layout=layout, where=repr(str(folder.path)))
+    return tensors, idle
+
+
+def _tokenizer(folder, config, abstract):
+    """The folder's tokenizer.json, with Janus's special tokens; None where there is none."""
+    file = folder.path / "tokenizer.json"
+    rows = abstract["llm/embed"].shape[0] if "llm/embed" in abstract else None
+    if rows is None:
+        return None
+    if not file.is_file():
+        logging.warning("%s has no tokenizer.json; name one in training with --config.data.tokenizer=FILE", folder.path)
+        return None
+    tokenizer, added = text_tokenizer.complete(file.read_text(), where=file)
+    if added and config is not None:
+        raise UserError(f"{str(file)!r} has no token {added[0]!r}, which every released Janus has.")
+    if added:
+        logging.info("Added to the tokenizer: %s", ", ".join(added))
+    if tokenizer.size > rows:
+        raise UserError(f"The tokenizer has {tokenizer.size} tokens, the embedding table {rows} rows.")
+    return tokenizer.text
+
+
+def _place(folder, tensors, abstract, places):
+    """Reads parameter by parameter onto the mesh; no more than one of them waits in memory."""
+    placed = {}
+    with _bar("importing", sum(np.prod(a.shape) for a in abstract.values())) as advance:
+        for path, whole in names.gather(folder.read, tensors, abstract):
+            pick = lambda index, whole=whole: whole[index]
+            placed[path] = jax.make_array_from_callback(whole.shape, places[path], pick).block_until_ready()
+            advance(whole.size)
+    return placed
+
+
+def export_weights(out):
+    """Writes a checkpoint's parameters in a released layout, with everything that loads them."""
+    if not CHECKPOINT.value:
+        raise UserError("Name a trained run: --checkpoint=runs/pro_1b.")
+    if LAYOUT.value not in tables.JANUS:
+        raise UserError(f"--layout={LAYOUT.value} is for import; export knows {list(tables.JANUS)}.")
+    files.check_new(out)
+    saved, layout = checkpoint.open_saved(CHECKPOINT.value), LAYOUT.value
+    config = saved.about["config"]
+    if config is None or saved.about["stage"] == stages.TOKENIZER:
+        raise UserError(f"{CHECKPOINT.value!r} holds a part of a model; only whole ones are exported.")
+    held = checkpoint.param_structs(saved)
+    network = assembly.build_network(config, "stage_3")
+    dtype = DTYPE.value or ("float32" if any(a.dtype == np.float32 for a in held.values()) else "bfloat16")
+    tensors = names.spell_out(tables.JANUS[layout], network.abstract, layout=layout)
+    tokenizer = saved.about["tokenizer"] and text_tokenizer.TextTokenizer(saved.about["tokenizer"])
+    place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    struct = lambda path: jax.ShapeDtypeStruct(network.abstract.get(path, held.get(path)).shape, dtype, sharding=place)
+    load = lambda paths: {
+        p: np.asarray(a) for p, a in checkpoint.load_params(saved, {p: struct(p) for p in dict.fromkeys(paths)}).items()
+    }
+
+    def everything():
+        yield from names.scatter(load, tensors)
+        for name, shape in tables.unused(layout, network.abstract).items():
+            kept = f"unused/{name}"
+            yield name, load([kept])[kept] if kept in held else tables.synthesise(name, shape, dtype)
+
+    total = sum(np.prod(t.shape) for t in tensors.values()) * np.dtype(jax.numpy.dtype(dtype)).itemsize
+    with _bar("exporting", total) as advance:
+        texts = fields.write(layout, config, tokenizer, dtype=dtype)
+        files.write(out, everything(), files=texts, show=advance)
+    logging.info("%s in the %s layout lies in %s", CHECKPOINT.value, layout, out)
+    if tokenizer is None:
+        logging.warning("The checkpoint carries no tokenizer: put one beside the weights.")
+
+
+@contextlib.contextmanager
+def _bar(name, total):
+    """A progress bar with an ETA; gives the function that moves it on."""
+    columns = (progress.TextColumn(name), progress.BarColumn(), progress.TaskProgressColumn())
+    times = (progress.TimeElapsedColumn(), progress.TextColumn("ETA"), progress.TimeRemainingColumn())
+    with progress.Progress(*columns, *times) as bar:
+        task = bar.add_task(name, total=float(total))
+        yield lambda amount: bar.advance(task, amount)
+
+
+if __name__ == "__main__":
+    cli.run_commands(main, commands=("import", "export"), usage=__doc__)

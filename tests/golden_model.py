@@ -1,0 +1,70 @@
+"""The golden fixtures: small random models of the release's own code, with inputs, outputs and gradients."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from janus_jax.models.janus import Janus
+from janus_jax.models.network import Network
+from janus_jax.weights import files, names, tables
+
+GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent / "golden"))
+
+
+def sizes(folder):
+    """dims.json of a fixture."""
+    return json.loads((folder / "dims.json").read_text())
+
+
+def janus_model(d):
+    """Keyword arguments of `Janus` for the sizes of a fixture."""
+    return dict(
+        llm=dict(
+            vocab_size=d["vocab"], num_layers=d["layers"], embed_dim=d["embed"], num_heads=d["heads"],
+            num_kv_heads=d["heads"], mlp_dim=d["mlp"], rope_theta=d["rope_theta"], norm_eps=d["rms_eps"],
+        ),
+        understanding=dict(
+            encoder=dict(
+                image_size=d["image"], patch_size=d["patch"], num_layers=d["vit_layers"], embed_dim=d["vit_width"],
+                num_heads=d["vit_heads"], mlp_dim=4 * d["vit_width"],
+            )
+        ),
+        generation=dict(
+            kind="vq", image_size=d["image"],
+            tokenizer=dict(
+                base_channels=d["vq_ch"], channel_mult=d["vq_mult"], num_res_blocks=d.get("vq_res_blocks", 2),
+                z_channels=d["vq_z"], codebook_size=d["codes"], codebook_dim=d["code_dim"],
+            ),
+        ),
+    )  # fmt: skip
+
+
+def load_janus(model, folder, *, layout="deepseek"):
+    """Network and fp32 parameters of weights in a layout."""
+    network = Network(functools.partial(Janus, **model, dtype=jnp.float32))
+    weights = files.Folder(folder)
+    tensors = names.spell_out(tables.JANUS[layout], network.abstract, layout=layout)
+    names.check(tensors, weights.held, unused=tables.unused(layout, network.abstract), layout=layout, where=str(folder))
+    return network, {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+
+
+def inputs(folder, name="io"):
+    """{key: array} of a fixture's file, pictures as NHWC."""
+    return {k: v for k, v in load_file(folder / f"{name}.safetensors").items()}
+
+
+def nhwc(pictures):
+    """NCHW -> NHWC."""
+    return jnp.asarray(np.moveaxis(pictures, -3, -1))
+
+
+def close(ours, theirs, *, tolerance=2e-5):
+    """Largest difference, relative to the largest value of the reference."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()

@@ -1,0 +1,43 @@
+"""The SDXL autoencoder against diffusers' own numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from janus_jax.generation.vae import VAE
+from janus_jax.models.network import Network
+from janus_jax.weights import files, names, tables
+from tests.golden_model import GOLDEN, close, inputs, nhwc, sizes
+
+FOLDER = GOLDEN / "sdxl_vae_tiny"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
+
+
+class Holder(nnx.Module):
+    """Puts the autoencoder where it stands in the whole model."""
+
+    def __init__(self, rngs, **settings):
+        self.generation = nnx.Dict({"tokenizer": VAE(rngs, **settings)})
+
+
+def test_moments_and_decoding():
+    d, io, weights = sizes(FOLDER), inputs(FOLDER), files.Folder(FOLDER)
+    settings = dict(
+        widths=d["block_out_channels"],
+        num_res_blocks=d["layers_per_block"],
+        latent_channels=d["latent_channels"],
+        num_groups=d["norm_num_groups"],
+    )
+    network = Network(functools.partial(Holder, **settings))
+    (table,) = tables.TOWERS["diffusers_vae"]
+    tensors = names.spell_out(table, network.abstract, layout="diffusers_vae")
+    names.check(tensors, weights.held, unused=(), layout="diffusers_vae", where=str(FOLDER))
+    params = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+    vae = network.merge(params).generation["tokenizer"]
+    mean, logvar = jax.jit(vae.encode)(nhwc(io["pixels"]))
+    close(mean, nhwc(io["mean"]))
+    close(logvar, nhwc(io["logvar"]))
+    close(jax.jit(vae.decode)(nhwc(io["mean"])), nhwc(io["decoded_from_mean"]))

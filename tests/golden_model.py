@@ -44,12 +44,12 @@ def janus_model(d):
     )  # fmt: skip
 
 
-def load_janus(model, folder, *, layout="deepseek"):
+def load_janus(model, path, *, layout="deepseek"):
     """Network and fp32 parameters of weights in a layout."""
     network = Network(functools.partial(Janus, **model, dtype=jnp.float32))
-    weights = files.Folder(folder)
+    weights = files.Folder(path)
     tensors = names.spell_out(tables.JANUS[layout], network.abstract, layout=layout)
-    names.check(tensors, weights.held, unused=tables.unused(layout, network.abstract), layout=layout, where=str(folder))
+    names.check(tensors, weights.held, unused=tables.unused(layout, network.abstract), layout=layout, where=str(path))
     return network, {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
 
 

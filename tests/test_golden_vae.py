@@ -24,7 +24,7 @@ class Holder(nnx.Module):
 
 
 def test_moments_and_decoding():
-    d, io, weights = sizes(FOLDER), inputs(FOLDER), files.Folder(FOLDER)
+    d, io, weights = sizes(FOLDER), inputs(FOLDER), files.Folder(FOLDER / "model.safetensors")
     settings = dict(
         widths=d["block_out_channels"],
         num_res_blocks=d["layers_per_block"],

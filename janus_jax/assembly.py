@@ -13,9 +13,14 @@ from janus_jax.data.pipeline import Layout, Pipeline
 from janus_jax.data.sources import Source
 from janus_jax.data.tasks import ExampleMaker
 from janus_jax.errors import UserError
+from janus_jax.generation.vae import VAE
+from janus_jax.generation.vq import VQTokenizer
 from janus_jax.models.artist import Artist
 from janus_jax.models.janus import Janus, TokenizerTrainer
+from janus_jax.models.llama import Llama
 from janus_jax.models.network import Network
+from janus_jax.models.siglip import Siglip
+from janus_jax.weights import tables
 
 
 def build_network(config, stage):
@@ -24,6 +29,24 @@ def build_network(config, stage):
     if stage == stages.TOKENIZER:
         return Network(functools.partial(TokenizerTrainer, generation=model["generation"], dtype=dtype))
     return Network(functools.partial(Janus, **model, dtype=dtype))
+
+
+def build_tower(layout, model):
+    """The parameters of a tower alone, where they lie in the whole model.
+
+    Args:
+      layout: of `weights.tables.TOWERS`.
+      model: the part of `config.model` that describes it.
+
+    Returns:
+      {path: ShapeDtypeStruct} and {path: logical axes}.
+    """
+    into = tables.INTO[layout]
+    settings = functools.reduce(dict.__getitem__, into.split("/"), model)
+    module = {"llama": Llama, "siglip": Siglip, "llamagen_vq": VQTokenizer, "diffusers_vae": VAE}[layout]
+    network = Network(functools.partial(module, **settings))
+    put = lambda flat: {f"{into}/{path}": leaf for path, leaf in flat.items()}
+    return put(network.abstract), put(network.axes)
 
 
 def load_artist(path, *, mesh):

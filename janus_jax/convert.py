@@ -26,7 +26,7 @@ from rich import progress
 from janus_jax import assembly, checkpoint, cli, sharding, stages
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.errors import UserError
-from janus_jax.weights import fields, files, names, tables
+from janus_jax.weights import companions, fields, files, names, tables, tower_fields
 
 LAYOUT = cli.flags.DEFINE_enum("layout", None, [*tables.JANUS, *tables.TOWERS], "How the weights are named.")
 SRC = cli.flags.DEFINE_string("src", None, "import: a folder with weights, config.json and tokenizer.json, or one file.")
@@ -57,11 +57,14 @@ def import_weights(out):
         into = tables.INTO[layout]
         if INTO.value not in (None, into):
             raise UserError(f"The layout {layout} goes into {into}, not into {INTO.value}.")
-        model = fields.read_tower(layout, folder)
+        model = tower_fields.read_tower(layout, folder)
         config = None
         if CONFIG.value is not None:
             fields.check_same(model, CONFIG.value.to_dict()["model"], where=SRC.value)
-        abstract, axes = fields.build_tower(layout, model)
+        logging.info("The %s tower: %s", layout, fields.flat(model))
+        for note in tower_fields.notes(layout, folder):
+            logging.info("%s", note)
+        abstract, axes = assembly.build_tower(layout, model)
         mesh = sharding.make_mesh()
     else:
         if INTO.value:
@@ -172,9 +175,7 @@ def export_weights(out):
     tokenizer = saved.about["tokenizer"] and text_tokenizer.TextTokenizer(saved.about["tokenizer"])
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     struct = lambda path: jax.ShapeDtypeStruct(network.abstract.get(path, held.get(path)).shape, dtype, sharding=place)
-    load = lambda paths: {
-        p: np.asarray(a) for p, a in checkpoint.load_params(saved, {p: struct(p) for p in dict.fromkeys(paths)}).items()
-    }
+    load = lambda paths: {p: np.asarray(a) for p, a in checkpoint.load_params(saved, {p: struct(p) for p in paths}).items()}
 
     def everything():
         yield from names.scatter(load, tensors)
@@ -184,7 +185,7 @@ def export_weights(out):
 
     total = sum(np.prod(t.shape) for t in tensors.values()) * np.dtype(jax.numpy.dtype(dtype)).itemsize
     with _bar("exporting", total) as advance:
-        texts = fields.write(layout, config, tokenizer, dtype=dtype)
+        texts = companions.write(layout, config, tokenizer, dtype=dtype)
         files.write(out, everything(), files=texts, show=advance)
     logging.info("%s in the %s layout lies in %s", CHECKPOINT.value, layout, out)
     if tokenizer is None:

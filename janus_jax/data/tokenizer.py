@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from janus_jax.errors import UserError
 
@@ -42,6 +42,19 @@ class TextTokenizer:
         for name, string in SPECIAL.items():
             setattr(self, name, self._tokenizer.token_to_id(string))
         self.size = self._tokenizer.get_vocab_size()
+
+    def with_bos(self):
+        """The file's content, changed where needed so that a plain `encode` puts BOS first."""
+        tokenizer = Tokenizer.from_str(self.text)
+        if tokenizer.encode("").ids[:1] == [self.bos]:
+            return self.text
+        first = processors.TemplateProcessing(
+            single=[SPECIAL["bos"], "$A"], pair=[SPECIAL["bos"], "$A", SPECIAL["bos"], "$B"],
+            special_tokens=[(SPECIAL["bos"], self.bos)],
+        )  # fmt: skip
+        before = [tokenizer.post_processor] if tokenizer.post_processor else []
+        tokenizer.post_processor = processors.Sequence([*before, first])
+        return tokenizer.to_str()
 
     def encode(self, text):
         """Ids of a text without BOS, and the character span (start, end) each stands for."""

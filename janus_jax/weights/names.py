@@ -202,21 +202,34 @@ def gather(read, tensors, abstract):
         yield path, whole
 
 
-def scatter(load, tensors):
-    """Their tensors, our parameters read one group after the other.
+def scatter(load, tensors, *, at_once=2**29):
+    """Their tensors, our parameters read some at a time.
 
     Args:
-      load: tuple of our paths -> {path: numpy array}.
+      load: list of our paths -> {path: numpy array}.
       tensors: of `spell_out`.
+      at_once: numbers that are read together, but for a parameter that is larger alone.
 
     Yields:
       (their name, numpy array).
     """
-    groups = {}
+    groups = {}  # a fused tensor needs all its parameters at the same time
     for key, tensor in tensors.items():
         groups.setdefault(tuple(path for path, _ in tensor.pieces), []).append(key)
+    waiting, size = [], 0
     for paths, keys in groups.items():
-        ours = load(paths)
+        numbers = sum(math.prod(tensors[key].shape) for key in keys)
+        if waiting and size + numbers > at_once:
+            yield from _take_apart(load, waiting, tensors)
+            waiting, size = [], 0
+        waiting.append((paths, keys))
+        size += numbers
+    yield from _take_apart(load, waiting, tensors)
+
+
+def _take_apart(load, groups, tensors):
+    ours = load([path for paths, _ in groups for path in dict.fromkeys(paths)])
+    for _, keys in groups:
         for key in keys:
             tensor = tensors[key]
             whole = [tensor.form.theirs(ours[p] if i is None else ours[p][i]) for p, i in tensor.pieces]

@@ -1,0 +1,217 @@
+"""The JSON files beside exported weights: what the release's own code and transformers read before they load a tensor."""
+
+import json
+
+from janus_jax.data.tokenizer import SPECIAL
+from janus_jax.weights.fields import SIGLIPS, VQ
+
+
+def write(layout, config, tokenizer, *, dtype):
+    """The JSON files beside exported weights.
+
+    Args:
+      layout: 'deepseek' or 'transformers'.
+      config: resolved config of the model.
+      tokenizer: TextTokenizer, or None.
+      dtype: of the weights.
+
+    Returns:
+      {file name: text}.
+    """
+    made = {"deepseek": _write_deepseek, "transformers": _write_transformers}[layout](config, tokenizer, dtype)
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in made.items()}
+    if tokenizer is None:
+        return texts
+    # The release's tokenizer class puts BOS first by itself; transformers does what tokenizer.json says.
+    text = tokenizer.text if layout == "deepseek" else tokenizer.with_bos()
+    return texts | {"tokenizer.json": text}
+
+
+def _llama_json(llm, dtype):
+    return dict(
+        model_type="llama",
+        vocab_size=llm["vocab_size"],
+        hidden_size=llm["embed_dim"],
+        intermediate_size=llm["mlp_dim"],
+        num_hidden_layers=llm["num_layers"],
+        num_attention_heads=llm["num_heads"],
+        num_key_value_heads=llm["num_kv_heads"],
+        rms_norm_eps=llm["norm_eps"],
+        rope_theta=llm["rope_theta"],
+        hidden_act="silu",
+        max_position_embeddings=16_384,
+        tie_word_embeddings=False,
+        torch_dtype=dtype,
+    )
+
+
+def _mean_and_std():
+    return dict(image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5], rescale_factor=1 / 255, do_normalize=True)
+
+
+def _write_deepseek(config, tokenizer, dtype):
+    llm, vit = config["model"]["llm"], config["model"]["understanding"]["encoder"]
+    vq = config["model"]["generation"]["tokenizer"]
+    sizes = dict(
+        image_size=vit["image_size"],
+        patch_size=vit["patch_size"],
+        width=vit["embed_dim"],
+        layers=vit["num_layers"],
+        heads=vit["num_heads"],
+        mlp_ratio=vit["mlp_dim"] / vit["embed_dim"],
+    )
+    name = next((n for n, known in SIGLIPS.items() if known == sizes), None)
+    named = dict(image_size=vit["image_size"], model_name=name) if name else dict(sizes, model_name="siglip")
+    codes = dict(image_token_size=vq["codebook_size"], n_embed=vq["codebook_dim"])
+    coder = dict(
+        ch=vq["base_channels"],
+        ch_mult=list(vq["channel_mult"]),
+        num_res_blocks=vq["num_res_blocks"],
+        z_channels=vq["z_channels"],
+        **codes,
+    )
+    net = lambda cls, kind, **params: dict(cls=cls, model_type=kind, params=params)
+    projector = dict(depth=2, n_embed=llm["embed_dim"], projector_type="mlp_gelu")
+    image_token = dict(image_token_embed=llm["embed_dim"], image_token_size=vq["codebook_size"], n_embed=llm["embed_dim"])
+    main = dict(
+        architectures=["MultiModalityCausalLM"],
+        model_type="multi_modality",
+        language_config=_llama_json(llm, dtype),
+        vision_config=net("CLIPVisionTower", "vision", select_feature="same", select_layer=-1, **named),
+        aligner_config=net("MlpProjector", "aligner", input_dim=vit["embed_dim"], **projector),
+        gen_vision_config=net("VQ-16", "gen_vision", **(codes if coder == VQ else coder)),
+        gen_aligner_config=net("MlpProjector", "gen_aligner", input_dim=vq["codebook_dim"], **projector),
+        gen_head_config=net("vision_head", "gen_head", **image_token),
+        torch_dtype=dtype,
+    )
+    pictures = dict(
+        image_processor_type="VLMImageProcessor",
+        processor_class="VLChatProcessor",
+        background_color=[127, 127, 127],
+        image_size=vit["image_size"],
+        min_size=14,
+        **_mean_and_std(),
+    )
+    processor = dict(
+        processor_class="VLChatProcessor",
+        add_special_token=False,
+        ignore_id=-100,
+        image_tag="<image_placeholder>",
+        mask_prompt=True,
+        num_image_tokens=(vit["image_size"] // vit["patch_size"]) ** 2,
+        sft_format="deepseek",
+    )
+    made = {"config.json": main, "preprocessor_config.json": pictures, "processor_config.json": processor}
+    if tokenizer is not None:
+        made |= _tokenizer_files("LlamaTokenizerFast")  # the class that the release's processor asks for
+    return made
+
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- set user = message['role'] == 'user' -%}
+{{- 'USER:' if user else 'ASSISTANT:' -}}
+{%- if message['content'] -%}{{- ' ' -}}{%- endif -%}
+{%- if message['content'] is string -%}
+{{- message['content'] | trim -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{{- 'IMAGE\\n' if part['type'] == 'image' else part['text'] | trim -}}
+{%- endfor -%}
+{%- endif -%}
+{{- '\\n\\n' if user else 'EOS' if message['content'] -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+
+def _write_transformers(config, tokenizer, dtype):
+    llm, vit = config["model"]["llm"], config["model"]["understanding"]["encoder"]
+    vq, grid = config["model"]["generation"]["tokenizer"], vit["image_size"] // vit["patch_size"]
+    text, features = _llama_json(llm, dtype), grid**2
+    special = {}
+    if tokenizer is not None:
+        special = dict(bos_token_id=tokenizer.bos, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.pad)
+    vision = dict(
+        model_type="janus_vision_model",
+        hidden_size=vit["embed_dim"],
+        num_hidden_layers=vit["num_layers"],
+        num_attention_heads=vit["num_heads"],
+        image_size=vit["image_size"],
+        patch_size=vit["patch_size"],
+        mlp_ratio=vit["mlp_dim"] / vit["embed_dim"],
+        layer_norm_eps=vit["norm_eps"],
+        hidden_act="gelu",
+        projection_dim=llm["embed_dim"],
+        depth=2,
+        num_image_tokens=features,
+    )
+    coder = dict(
+        model_type="janus_vqgan",
+        embed_dim=vq["codebook_dim"],
+        num_embeddings=vq["codebook_size"],
+        latent_channels=vq["z_channels"],
+        base_channels=vq["base_channels"],
+        channel_multiplier=list(vq["channel_mult"]),
+        num_res_blocks=vq["num_res_blocks"],
+        num_patches=grid,
+        projection_dim=llm["embed_dim"],
+        image_token_embed_dim=llm["embed_dim"],
+        num_hidden_layers=2,
+        hidden_act="gelu",
+    )
+    main = dict(
+        architectures=["JanusForConditionalGeneration"],
+        model_type="janus",
+        text_config=text | special,
+        vision_config=vision,
+        vq_config=coder,
+        tie_word_embeddings=False,  # its default ties the text head to the embedding table
+        dtype=dtype,
+        **({} if tokenizer is None else {"image_token_id": tokenizer.image}),
+    )
+    if tokenizer is None:
+        return {"config.json": main}
+    drawing = dict(guidance_scale=5.0, top_k=0, generation_kwargs=dict(boi_token_id=tokenizer.boi))  # its default is 50
+    pictures = dict(
+        image_processor_type="JanusImageProcessor",
+        processor_class="JanusProcessor",
+        size=dict(height=vit["image_size"], width=vit["image_size"]),
+        min_size=14,
+        **_mean_and_std(),
+    )
+    processor = dict(
+        processor_class="JanusProcessor",
+        use_default_system_prompt=bool(config["data"]["system_prompt"]),
+        num_image_tokens=features,
+    )
+    user, assistant = config["data"]["roles"]
+    words = {"USER": user, "ASSISTANT": assistant, "IMAGE": SPECIAL["image"], "EOS": SPECIAL["eos"]}
+    template = CHAT_TEMPLATE
+    for name, word in words.items():
+        template = template.replace(name, word)
+    return {
+        "config.json": main,
+        "generation_config.json": special | drawing,
+        "preprocessor_config.json": pictures,
+        "processor_config.json": processor,
+        "chat_template.json": dict(chat_template=template),
+        **_tokenizer_files("PreTrainedTokenizerFast"),  # reads tokenizer.json as it stands
+    }
+
+
+def _tokenizer_files(cls):
+    named = dict(bos_token=SPECIAL["bos"], eos_token=SPECIAL["eos"], pad_token=SPECIAL["pad"])
+    pictures = dict(image_token=SPECIAL["image"], boi_token=SPECIAL["boi"], eoi_token=SPECIAL["eoi"])
+    return {
+        "special_tokens_map.json": dict(named, **pictures),
+        "tokenizer_config.json": dict(
+            named,
+            tokenizer_class=cls,
+            add_bos_token=True,
+            add_eos_token=False,
+            clean_up_tokenization_spaces=False,
+            model_max_length=16_384,
+            extra_special_tokens=pictures,
+        ),
+    }

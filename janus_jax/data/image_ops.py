@@ -2,12 +2,13 @@
 
 import io
 import warnings
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor, ImageOps
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
-MAX_ASPECT = 50  # and so are ribbons, which grow by this factor when their short side is brought to size
+MAX_ASPECT = 50  # and so are ribbons to draw, which grow by this factor when their short side is brought to size
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 PAD = 127  # int(255 * 0.5), the processor's background
 MIN_SIDE = 14
@@ -21,12 +22,35 @@ class TooLong(BadRecord):
     """An example that the user asked to leave out: no fault of the data."""
 
 
+class Picture(NamedTuple):
+    """An encoded picture of a source that wants more than the release's processor does.
+
+    Attributes:
+      encoded: bytes of the file.
+      exif: 'ignore', or 'apply' to turn it as its camera says.
+      alpha: 'drop', or the colour that shines through where it is transparent ('white', '#808080').
+    """
+
+    encoded: bytes
+    exif: str = "ignore"
+    alpha: str = "drop"
+
+
+def check_options(*, exif, alpha):
+    """Raises ValueError for values that `Picture` does not know."""
+    if exif not in ("ignore", "apply"):
+        raise ValueError(f"exif is {exif!r}; known: 'ignore' and 'apply'.")
+    if alpha != "drop":
+        ImageColor.getrgb(alpha)
+
+
 def open_image(encoded):
-    """Reads a picture's header, not yet its pixels.
+    """Reads the header of a picture, bytes or Picture, not yet its pixels.
 
     Raises:
       BadRecord: when it is no picture, or absurdly large.
     """
+    encoded = encoded.encoded if isinstance(encoded, Picture) else encoded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -35,15 +59,27 @@ def open_image(encoded):
         raise BadRecord("undecodable picture") from None
     if image.width * image.height > MAX_PIXELS:
         raise BadRecord("picture too large")
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise BadRecord("picture too long and thin")
     return image
 
 
+def check_drawable(encoded):
+    """Raises BadRecord for a picture that nothing could learn to draw: the middle of a ribbon."""
+    image = open_image(encoded)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadRecord("picture too long and thin")
+
+
 def decode(encoded):
-    """Encoded bytes -> RGB picture; alpha is dropped and grey replicated, as `convert('RGB')` does."""
+    """Bytes or Picture -> RGB picture; alpha is dropped and grey replicated, as `convert('RGB')` does."""
+    options = encoded if isinstance(encoded, Picture) else Picture(encoded)
     try:
-        return open_image(encoded).convert("RGB")
+        image = open_image(options)
+        if options.exif == "apply":
+            image = ImageOps.exif_transpose(image)
+        if options.alpha != "drop" and image.has_transparency_data:
+            over = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", over.size, options.alpha), over)
+        return image.convert("RGB")
     except BadRecord:
         raise
     except Exception:  # every decoder has errors of its own

@@ -13,7 +13,7 @@ import msgpack
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.image_ops import BadRecord, Picture, check_options
 from janus_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ KINDS = {"array_record": ArrayRecordSource, "tfds": TfdsSource}
 class Source:
     """A named source: records with the field names that `tasks` knows."""
 
-    def __init__(self, name, *, kind, path, fields=None, **options):
+    def __init__(self, name, *, kind, path, fields=None, exif="ignore", alpha="drop", **options):
         """Opens it.
 
         Args:
@@ -78,6 +78,7 @@ class Source:
           kind: a key of KINDS.
           path: file pattern or folder.
           fields: {our name: name in the record, or '=text' for a constant}; None keeps the record's own names.
+          exif, alpha: what is done to pictures beyond the released processor, see `image_ops.Picture`.
           **options: of the kind, `split` for tfds.
 
         Raises:
@@ -94,7 +95,12 @@ class Source:
             ) from None
         if not len(self._records):
             raise UserError(f"Source {name!r}: {str(path)!r} holds no records.")
+        try:
+            check_options(exif=exif, alpha=alpha)
+        except ValueError as error:
+            raise UserError(f"Source {name!r}: {error}") from None
         self.name, self.fields = name, fields
+        self._picture = {} if (exif, alpha) == ("ignore", "drop") else dict(exif=exif, alpha=alpha)
 
     def __len__(self):
         return len(self._records)
@@ -102,10 +108,16 @@ class Source:
     def __getitem__(self, index):
         """The record, its fields renamed."""
         record = self._records[index]
-        if self.fields is None:
-            return record
-        pick = lambda name: name[1:] if name.startswith("=") else record.get(name)
-        return {ours: pick(theirs) for ours, theirs in self.fields.items()}
+        if self.fields is not None:
+            pick = lambda name: name[1:] if name.startswith("=") else record.get(name)
+            record = {ours: pick(theirs) for ours, theirs in self.fields.items()}
+        return self._with_options(record) if self._picture else record
+
+    def _with_options(self, record):
+        wrap = lambda encoded: encoded if encoded is None else Picture(encoded, **self._picture)
+        changed = {"image": wrap(record["image"])} if "image" in record else {}
+        changed |= {"images": [wrap(i) for i in record["images"]]} if record.get("images") is not None else {}
+        return record | changed
 
 
 def write_array_record(path, records):

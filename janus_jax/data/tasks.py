@@ -13,7 +13,7 @@ import numpy as np
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import chat
-from janus_jax.data.image_ops import BadRecord, TooLong, open_image
+from janus_jax.data.image_ops import BadRecord, TooLong, check_drawable, open_image
 from janus_jax.errors import UserError
 
 FIRST_SENTENCE = re.compile(r"^.*?[.!?。！？](?=\s|$|[\u4e00-\u9fff])", re.DOTALL)
@@ -128,7 +128,9 @@ class ExampleMaker:
         if drop:
             ids = [self.tokenizer.pad] * len(ids)
         tokens = [self.tokenizer.bos, *ids, self.tokenizer.boi] + [self.tokenizer.image] * self.gen_tokens
-        picture = record["codes"] if record.get("codes") is not None else _checked(_field(record, "image"))
+        picture = record["codes"] if record.get("codes") is not None else _field(record, "image")
+        if record.get("codes") is None:
+            check_drawable(picture)
         return Example(
             tokens=np.array(tokens, np.int32),
             text_weights=np.zeros(len(tokens), np.float32),

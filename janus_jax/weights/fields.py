@@ -30,9 +30,9 @@ def read_janus(layout, folder):
     c = folder.json("config.json")
     if not c:
         raise UserError(f"{str(folder.path)!r} has no config.json, which says how many heads its tensors have.")
-    wrong = "transformers" if "language_config" in c else "deepseek"
     if ("language_config" if layout == "deepseek" else "text_config") not in c:
-        raise UserError(f"The config.json of {str(folder.path)!r} is not of the {layout} layout; is it {wrong}?")
+        other = "transformers" if layout == "deepseek" else "deepseek"
+        raise UserError(f"The config.json of {str(folder.path)!r} is not of the {layout} layout; is it --layout={other}?")
     return {"deepseek": _read_deepseek, "transformers": _read_transformers}[layout](c)
 
 

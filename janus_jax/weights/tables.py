@@ -182,7 +182,10 @@ JANUS = {
 
 TOWERS = {  # layout -> tables, of which the one that knows the file's names is taken
     "llama": [_llm("model.", "lm_head")],
-    "siglip": [_siglip_transformers("vision_model.", "out_proj"), _siglip_timm(""), _siglip_timm("visual.trunk.")],
+    "siglip": [
+        *(_siglip_transformers(prefix, "out_proj") for prefix in ("vision_model.", "")),
+        *(_siglip_timm(prefix) for prefix in ("", "visual.trunk.")),
+    ],
     "llamagen_vq": [_llamagen_vq("")],
     "diffusers_vae": [_diffusers_vae()],
 }
@@ -194,7 +197,7 @@ INTO = {
 }
 IDLE = {  # names that these files hold and the towers do not use: pooling heads, text towers, usage counts
     "llama": r".*rotary_emb\.inv_freq",
-    "siglip": r"(text_model|text|vision_model\.head|visual\.trunk\.attn_pool|attn_pool)\..*|logit_(scale|bias)"
+    "siglip": r"(text_model|text|head|vision_model\.head|visual\.trunk\.attn_pool|attn_pool)\..*|logit_(scale|bias)"
     r"|(vision_model\.)?embeddings\.position_ids",
     "llamagen_vq": r"quantize\.codebook_used",
     "diffusers_vae": r"$^",

@@ -66,6 +66,18 @@ class Writer:
         self._checkpointer.close()
 
 
+def save_imported(workdir, *, params, about):
+    """Saves step 0 of a new workdir, for weights that just fit: a few arrays are copied and written at a time."""
+    context = ocp.Context()
+    context.memory.transfer_concurrent_bytes = max(2**30, *(a.nbytes for a in params.values()))
+    context.memory.is_prioritized_key_fn = lambda path: False
+    context.array.saving.use_ocdbt = False  # it would hold everything in memory until the last array is written
+    with context:
+        writer = Writer(workdir, keep=1)
+        writer.save(0, params=params, about=about)
+        writer.wait()
+
+
 def steps(directory):
     """Complete steps in a folder of checkpoints, newest first."""
     names = Path(directory).glob("[0-9]*")

@@ -78,9 +78,7 @@ def import_weights(out):
     placed = _place(folder, tensors, abstract, sharding.param_shardings(mesh, abstract, axes))
     placed |= {f"unused/{name}": jax.numpy.asarray(folder.read(name)) for name in idle}
     about = {"stage": stages.IMPORTED, "stage_start": 0, "config": cli.plain(config), "tokenizer": tokenizer, "data": None}
-    writer = checkpoint.Writer(out, keep=1)
-    writer.save(0, params=placed, about=about)
-    writer.wait()
+    checkpoint.save_imported(out, params=placed, about=about)
     if tokenizer:
         (out / "tokenizer.json").write_text(tokenizer)
     size = sum(a.nbytes for a in placed.values()) / 2**30

@@ -1,21 +1,25 @@
 """Slow proofs: whole runs as a user starts them. `make acceptance` runs them and writes docs/acceptance.md."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from configs import openmoji, tiny
+from configs import openmoji, pro_1b, tiny
 from janus_jax import assembly, sharding
 from janus_jax.data import image_ops, shapes
 from janus_jax.data.sources import Source
 from janus_jax.eval import shapes_reader
 from janus_jax.generation.base import Guidance
+from janus_jax.weights import files
+from tests import synthetic
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -68,6 +72,38 @@ def test_the_reader_is_exact_on_three_thousand_pictures(record_property):
             )
     record_property("figures", f"every name of every object right in {np.mean(right):.4f} of the pictures")
     assert np.mean(right) >= 0.99
+
+
+def test_a_full_size_checkpoint_goes_in_and_out(tmp_path, record_property):
+    source = tmp_path / "pro_1b"
+    synthetic.write(source, pro_1b.get_config().to_dict())
+
+    def convert(*arguments):
+        """Seconds and GiB of one command."""
+        started = time.perf_counter()
+        code = (
+            "import resource, runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_module(sys.argv[0], run_name='__main__')"
+        )
+        code += "\nfinally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+        command = [sys.executable, "-c", code, "janus_jax.convert", *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        return time.perf_counter() - started, float(done.stdout.rsplit("peak", 1)[1])
+
+    ways = [convert("import", "--layout=deepseek", f"--src={source}", f"--out={tmp_path}/ours")]
+    ways.append(convert("export", "--layout=deepseek", f"--checkpoint={tmp_path}/ours", f"--out={tmp_path}/out"))
+    ways.append(convert("import", "--layout=deepseek", f"--src={tmp_path}/out", f"--out={tmp_path}/again"))
+    named = [
+        f"{name} {s:.0f} s, {peak:.1f} GiB"
+        for name, (s, peak) in zip(("import", "export", "import again"), ways, strict=True)
+    ]
+    before, after = files.Folder(source), files.Folder(tmp_path / "out")
+    size = sum(2 * math.prod(shape) for shape, _ in before.held.values()) / 2**30
+    record_property("figures", f"{len(before.held)} tensors, {size:.2f} GiB: {'; '.join(named)}")
+    assert before.held == after.held
+    for name in before.held:
+        np.testing.assert_array_equal(before.read(name).view(np.uint16), after.read(name).view(np.uint16), err_msg=name)
+    largest = 2 * 24 * 2048 * 5632 / 2**30
+    assert ways[0][1] - size < largest + 2 and ways[2][1] - size < largest + 2
 
 
 def test_quickstart_reaches_its_bars(shapes_set, record_property):

@@ -48,7 +48,7 @@ def _read_deepseek(c):
     vq = VQ | part("gen_vision_config")
     llm = read_llama(c["language_config"])
     _demand(
-        "language_config",
+        "config.json",
         {
             "vision_config.select_layer": (vision.get("select_layer", -1), -1),
             "aligner_config.projector_type": (projector.get("projector_type", "mlp_gelu"), "mlp_gelu"),
@@ -57,7 +57,10 @@ def _read_deepseek(c):
             "gen_aligner_config.projector_type": (gen_projector.get("projector_type", "mlp_gelu"), "mlp_gelu"),
             "gen_aligner_config.depth": (gen_projector.get("depth", 2), 2),
             "gen_head_config.image_token_embed": (gen_head.get("image_token_embed", llm["embed_dim"]), llm["embed_dim"]),
-            "gen_head_config.image_token_size": (gen_head.get("image_token_size", vq["image_token_size"]),) * 2,
+            "gen_head_config.image_token_size": (
+                gen_head.get("image_token_size", vq["image_token_size"]),
+                vq["image_token_size"],
+            ),
         },
     )
     return {

@@ -247,6 +247,7 @@ def _write_shards(folder, tensors, show):
     def flush():
         shards.append(folder / f"{len(shards)}.part")
         save_file(waiting, shards[-1], metadata={"format": "pt"})
+        shards[-1].chmod(0o644)  # it comes readable by its owner alone
         where.update(dict.fromkeys(waiting, len(shards)))
         waiting.clear()
 

@@ -39,7 +39,7 @@ def _count(folder, start):
 
 
 def _read_siglip(folder):
-    """Sizes come from the tensors; the number of heads from config.json, else 64 features make a head."""
+    """Sizes come from the tensors; the number of heads from config.json, else from the width, as SigLIP's models have it."""
     c = folder.json("config.json")
     c = c.get("vision_config", c)
     patch = _shape(folder, "patch_embedding.weight", "patch_embed.proj.weight")
@@ -52,7 +52,7 @@ def _read_siglip(folder):
         patch_size=patch[-1],
         num_layers=_count(folder, prefix.rsplit(".", 3)[0] + "."),
         embed_dim=patch[0],
-        num_heads=c.get("num_attention_heads", patch[0] // 64),
+        num_heads=c.get("num_attention_heads", {1152: 16}.get(patch[0], patch[0] // 64)),
         mlp_dim=_shape(folder, "mlp.fc1.weight")[0],
         norm_eps=1e-6,
     )

@@ -1,0 +1,35 @@
+"""A folder of random weights with the names and shapes of a released model, written shard by shard.
+
+python -m tests.synthetic configs.pro_1b /tmp/pro_1b
+"""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from janus_jax import assembly
+from janus_jax.weights import companions, files, names, tables
+
+
+def write(folder, config, *, layout="deepseek", seed=0, tokenizer=None):
+    """Random bfloat16 of every tensor, below 2 in size; `config` is a resolved one."""
+    abstract = assembly.build_network(config, "stage_3").abstract
+    shapes = {key: t.shape for key, t in names.spell_out(tables.JANUS[layout], abstract, layout=layout).items()}
+    shapes |= tables.unused(layout, abstract)
+    rng = np.random.default_rng(seed)
+
+    def tensors():
+        for key, shape in sorted(shapes.items()):
+            bits = np.frombuffer(rng.bytes(2 * math.prod(shape)), np.uint16) & 0xBFFF
+            yield key, bits.view(ml_dtypes.bfloat16).reshape(shape)
+
+    texts = companions.write(layout, config, tokenizer, dtype="bfloat16")
+    files.write(Path(folder), tensors(), files=texts, show=lambda done: None)
+
+
+if __name__ == "__main__":
+    write(sys.argv[2], importlib.import_module(sys.argv[1]).get_config().to_dict())

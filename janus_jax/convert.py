@@ -126,7 +126,7 @@ def _match(layout, folder, abstract):
 
 
 def _tokenizer(folder, config, abstract):
-    """The folder's tokenizer.json, with Janus's special tokens; None where there is none."""
+    """The folder's tokenizer.json, for a language model with Janus's special tokens; None where there is none."""
     file = folder.path / "tokenizer.json"
     rows = abstract["llm/embed"].shape[0] if "llm/embed" in abstract else None
     if rows is None:
@@ -134,11 +134,11 @@ def _tokenizer(folder, config, abstract):
     if not file.is_file():
         logging.warning("%s has no tokenizer.json; name one in training with --config.data.tokenizer=FILE", folder.path)
         return None
-    tokenizer, added = text_tokenizer.complete(file.read_text(), where=file)
-    if added and config is not None:
-        raise UserError(f"{str(file)!r} has no token {added[0]!r}, which every released Janus has.")
-    if added:
-        logging.info("Added to the tokenizer: %s", ", ".join(added))
+    if config is not None:
+        tokenizer = text_tokenizer.load(file)
+    else:
+        tokenizer, added = text_tokenizer.complete(file)
+        logging.info("Added to the tokenizer: %s", ", ".join(added) or "nothing")
     if tokenizer.size > rows:
         raise UserError(f"The tokenizer has {tokenizer.size} tokens, the embedding table {rows} rows.")
     return tokenizer.text

@@ -47,7 +47,7 @@ def test_rows_and_slots_are_full(shapes_set, record_property):
     for stage in ("stage_1", "stage_2", "stage_3"):
         config = tiny.get_config().to_dict()
         network = assembly.build_network(config, stage)
-        mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
         config["data"]["tokenizer"] = str(ROOT / config["data"]["tokenizer"])
         for source in config["data"]["sources"].values():
             source["path"] = str(ROOT / source["path"])

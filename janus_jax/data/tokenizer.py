@@ -15,6 +15,7 @@ SPECIAL = {  # our name -> the string in DeepSeek's tokenizers (full-width bars)
     "boi": "<begin_of_image>",
     "eoi": "<end_of_image>",
 }
+PRO_ROLES = ("<|User|>", "<|Assistant|>")
 
 
 class TextTokenizer:
@@ -74,29 +75,31 @@ def load(path):
             f"No text tokenizer at {str(path)!r}; `janus_jax.prepare` makes one beside its data, or name the "
             "tokenizer.json of a released model with --config.data.tokenizer=FILE."
         )
+    return _parse(path, TextTokenizer)
+
+
+def _parse(path, build):
     try:
-        return TextTokenizer(path.read_text())
+        return build(path.read_text())
     except UserError:
         raise
     except Exception as error:  # what `tokenizers` raises for a broken file
         raise UserError(f"{str(path)!r} is no tokenizer.json: {error}.") from None
 
 
-def complete(text, *, where):
-    """A tokenizer.json with every special token of Janus: TextTokenizer, and the strings that had to be added.
+def complete(path):
+    """Adds what Janus needs to the tokenizer.json of a language model: its special tokens and Janus-Pro's roles.
+
+    Returns:
+      TextTokenizer, and the strings that had to be added.
 
     Raises:
-      UserError: when `text` is no tokenizer.json; `where` names its file.
+      UserError: for a file that is no tokenizer.json.
     """
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # what `tokenizers` raises for a broken file
-        raise UserError(f"{str(where)!r} is no tokenizer.json: {error}.") from None
-    added = [s for s in SPECIAL.values() if tokenizer.token_to_id(s) is None]
-    if added:
-        tokenizer.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in added])
-        text = tokenizer.to_str()
-    return TextTokenizer(text), added
+    tokenizer = _parse(path, Tokenizer.from_str)
+    added = [s for s in (*SPECIAL.values(), *PRO_ROLES) if tokenizer.token_to_id(s) is None]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in added])
+    return TextTokenizer(tokenizer.to_str()), added
 
 
 def train(texts, *, vocab_size, extra=()):

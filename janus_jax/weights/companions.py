@@ -3,7 +3,8 @@
 import json
 
 from janus_jax.data.tokenizer import SPECIAL
-from janus_jax.weights.fields import SIGLIPS, VQ
+from janus_jax.errors import UserError
+from janus_jax.weights.fields import GROUPS, SIGLIPS, VQ
 
 
 def write(layout, config, tokenizer, *, dtype):
@@ -17,7 +18,16 @@ def write(layout, config, tokenizer, *, dtype):
 
     Returns:
       {file name: text}.
+
+    Raises:
+      UserError: for a model that the layouts cannot describe.
     """
+    groups = config["model"]["generation"]["tokenizer"]["num_groups"]
+    if groups != GROUPS:
+        raise UserError(
+            f"config.model.generation.tokenizer.num_groups is {groups}, and both layouts have {GROUPS} groups in every "
+            "GroupNorm; what loads the export would compute something else."
+        )
     made = {"deepseek": _write_deepseek, "transformers": _write_transformers}[layout](config, tokenizer, dtype)
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in made.items()}
     if tokenizer is None:

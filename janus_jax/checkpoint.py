@@ -69,8 +69,10 @@ class Writer:
 def save_imported(workdir, *, params, about):
     """Saves step 0 of a new workdir, for weights that just fit: a few arrays are copied and written at a time."""
     context = ocp.Context()
-    context.memory.transfer_concurrent_bytes = max(2**30, *(a.nbytes for a in params.values()))
+    largest = max(a.nbytes for a in params.values())
+    context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = max(2**28, largest + 1)
     context.memory.is_prioritized_key_fn = lambda path: False
+    context.array.saving.storage_options.chunk_byte_size = 2**26
     context.array.saving.use_ocdbt = False  # it would hold everything in memory until the last array is written
     with context:
         writer = Writer(workdir, keep=1)

@@ -20,6 +20,7 @@ from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
 from janus_jax import assembly, checkpoint, convert
+from janus_jax.data import chat
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.tokenizer import SPECIAL
 from janus_jax.errors import UserError
@@ -227,7 +228,7 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trips_are_lossless_and_layouts_agree(torch, small_folder, tmp_path, dtype):
-    from transformers import AutoTokenizer, JanusForConditionalGeneration
+    from transformers import AutoTokenizer, JanusForConditionalGeneration, JanusProcessor
 
     _, path = small_folder[dtype]
     at = tmp_path.__truediv__
@@ -257,6 +258,20 @@ def test_round_trips_are_lossless_and_layouts_agree(torch, small_folder, tmp_pat
     tokenizer = text_tokenizer.load(path / "tokenizer.json")
     theirs = AutoTokenizer.from_pretrained(at("hf_again"))
     assert theirs("two red stars").input_ids == [tokenizer.bos, *tokenizer.encode("two red stars")[0]]
+    processor = JanusProcessor.from_pretrained(at("hf_again"))
+    said = [
+        ("user", "<image_placeholder>\nWhat color?"),
+        ("assistant", "red"),
+        ("user", " And its size? "),
+        ("assistant", ""),
+    ]
+    turns = [{"role": role, "content": content} for role, content in said]
+    ours = "".join(piece.text for piece in chat.conversation(turns, roles=("<|User|>", "<|Assistant|>")))
+    text = lambda words: {"type": "text", "text": words}
+    parts = [[{"type": "image"}, text("What color?")], [text("red")], [text(" And its size? ")]]
+    messages = [{"role": role, "content": part} for (role, _), part in zip(said[:3], parts, strict=True)]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == ours
+    assert processor.num_image_tokens == 9 and processor.use_default_system_prompt
 
 
 def test_exports_are_cut_into_shards(small_folder, tmp_path, monkeypatch):

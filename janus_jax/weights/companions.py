@@ -4,7 +4,7 @@ import json
 
 from janus_jax.data.tokenizer import SPECIAL
 from janus_jax.errors import UserError
-from janus_jax.weights.fields import GROUPS, SIGLIPS, VQ
+from janus_jax.weights.fields import ENCODER_NAMES, GROUPS, LLM_NAMES, SIGLIPS, TOKENIZER_NAMES, VQ
 
 
 def write(layout, config, tokenizer, *, dtype):
@@ -38,21 +38,9 @@ def write(layout, config, tokenizer, *, dtype):
 
 
 def _llama_json(llm, dtype):
-    return dict(
-        model_type="llama",
-        vocab_size=llm["vocab_size"],
-        hidden_size=llm["embed_dim"],
-        intermediate_size=llm["mlp_dim"],
-        num_hidden_layers=llm["num_layers"],
-        num_attention_heads=llm["num_heads"],
-        num_key_value_heads=llm["num_kv_heads"],
-        rms_norm_eps=llm["norm_eps"],
-        rope_theta=llm["rope_theta"],
-        hidden_act="silu",
-        max_position_embeddings=16_384,
-        tie_word_embeddings=False,
-        torch_dtype=dtype,
-    )
+    sizes = {theirs: llm[ours] for ours, theirs in LLM_NAMES.items()}
+    fixed = dict(hidden_act="silu", max_position_embeddings=16_384, tie_word_embeddings=False, torch_dtype=dtype)
+    return dict(model_type="llama", **sizes, **fixed)
 
 
 def _mean_and_std():
@@ -62,24 +50,13 @@ def _mean_and_std():
 def _write_deepseek(config, tokenizer, dtype):
     llm, vit = config["model"]["llm"], config["model"]["understanding"]["encoder"]
     vq = config["model"]["generation"]["tokenizer"]
-    sizes = dict(
-        image_size=vit["image_size"],
-        patch_size=vit["patch_size"],
-        width=vit["embed_dim"],
-        layers=vit["num_layers"],
-        heads=vit["num_heads"],
-        mlp_ratio=vit["mlp_dim"] / vit["embed_dim"],
-    )
+    sizes = {theirs: vit[ours] for ours, theirs in ENCODER_NAMES["deepseek"].items()}
+    sizes["mlp_ratio"] = vit["mlp_dim"] / vit["embed_dim"]
     name = next((n for n, known in SIGLIPS.items() if known == sizes), None)
     named = dict(image_size=vit["image_size"], model_name=name) if name else dict(sizes, model_name="siglip")
-    codes = dict(image_token_size=vq["codebook_size"], n_embed=vq["codebook_dim"])
-    coder = dict(
-        ch=vq["base_channels"],
-        ch_mult=list(vq["channel_mult"]),
-        num_res_blocks=vq["num_res_blocks"],
-        z_channels=vq["z_channels"],
-        **codes,
-    )
+    coder = {theirs: vq[ours] for ours, theirs in TOKENIZER_NAMES["deepseek"].items()}
+    coder["ch_mult"] = list(coder["ch_mult"])
+    named_only = {k: coder[k] for k in ("image_token_size", "n_embed")} if coder == VQ else coder
     net = lambda cls, kind, **params: dict(cls=cls, model_type=kind, params=params)
     projector = dict(depth=2, n_embed=llm["embed_dim"], projector_type="mlp_gelu")
     image_token = dict(image_token_embed=llm["embed_dim"], image_token_size=vq["codebook_size"], n_embed=llm["embed_dim"])
@@ -89,7 +66,7 @@ def _write_deepseek(config, tokenizer, dtype):
         language_config=_llama_json(llm, dtype),
         vision_config=net("CLIPVisionTower", "vision", select_feature="same", select_layer=-1, **named),
         aligner_config=net("MlpProjector", "aligner", input_dim=vit["embed_dim"], **projector),
-        gen_vision_config=net("VQ-16", "gen_vision", **(codes if coder == VQ else coder)),
+        gen_vision_config=net("VQ-16", "gen_vision", **named_only),
         gen_aligner_config=net("MlpProjector", "gen_aligner", input_dim=vq["codebook_dim"], **projector),
         gen_head_config=net("vision_head", "gen_head", **image_token),
         torch_dtype=dtype,
@@ -144,13 +121,8 @@ def _write_transformers(config, tokenizer, dtype):
         special = dict(bos_token_id=tokenizer.bos, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.pad)
     vision = dict(
         model_type="janus_vision_model",
-        hidden_size=vit["embed_dim"],
-        num_hidden_layers=vit["num_layers"],
-        num_attention_heads=vit["num_heads"],
-        image_size=vit["image_size"],
-        patch_size=vit["patch_size"],
+        **{theirs: vit[ours] for ours, theirs in ENCODER_NAMES["transformers"].items()},
         mlp_ratio=vit["mlp_dim"] / vit["embed_dim"],
-        layer_norm_eps=vit["norm_eps"],
         hidden_act="gelu",
         projection_dim=llm["embed_dim"],
         depth=2,
@@ -158,12 +130,7 @@ def _write_transformers(config, tokenizer, dtype):
     )
     coder = dict(
         model_type="janus_vqgan",
-        embed_dim=vq["codebook_dim"],
-        num_embeddings=vq["codebook_size"],
-        latent_channels=vq["z_channels"],
-        base_channels=vq["base_channels"],
-        channel_multiplier=list(vq["channel_mult"]),
-        num_res_blocks=vq["num_res_blocks"],
+        **{theirs: vq[ours] for ours, theirs in TOKENIZER_NAMES["transformers"].items()},
         num_patches=grid,
         projection_dim=llm["embed_dim"],
         image_token_embed_dim=llm["embed_dim"],

@@ -13,6 +13,49 @@ SIGLIPS = {  # registry names of the released understanding encoder
 VQ = dict(ch=128, ch_mult=[1, 1, 2, 2, 4], num_res_blocks=2, z_channels=256, image_token_size=16_384, n_embed=8)
 GROUPS = 32  # of every GroupNorm in VQ-16
 
+# Our name -> theirs. Both layouts give the encoder's MLP as a ratio to its width.
+LLM_NAMES = dict(
+    vocab_size="vocab_size",
+    num_layers="num_hidden_layers",
+    embed_dim="hidden_size",
+    num_heads="num_attention_heads",
+    num_kv_heads="num_key_value_heads",
+    mlp_dim="intermediate_size",
+    rope_theta="rope_theta",
+    norm_eps="rms_norm_eps",
+)
+ENCODER_NAMES = {
+    "deepseek": dict(
+        image_size="image_size", patch_size="patch_size", num_layers="layers", embed_dim="width", num_heads="heads"
+    ),
+    "transformers": dict(
+        image_size="image_size",
+        patch_size="patch_size",
+        num_layers="num_hidden_layers",
+        embed_dim="hidden_size",
+        num_heads="num_attention_heads",
+        norm_eps="layer_norm_eps",
+    ),
+}
+TOKENIZER_NAMES = {
+    "deepseek": dict(
+        base_channels="ch",
+        channel_mult="ch_mult",
+        num_res_blocks="num_res_blocks",
+        z_channels="z_channels",
+        codebook_size="image_token_size",
+        codebook_dim="n_embed",
+    ),
+    "transformers": dict(
+        base_channels="base_channels",
+        channel_mult="channel_multiplier",
+        num_res_blocks="num_res_blocks",
+        z_channels="latent_channels",
+        codebook_size="num_embeddings",
+        codebook_dim="embed_dim",
+    ),
+}
+
 
 def read_janus(layout, folder):
     """The model that a folder of released Janus weights describes.
@@ -63,33 +106,7 @@ def _read_deepseek(c):
             ),
         },
     )
-    return {
-        "llm": llm,
-        "understanding": {
-            "encoder": dict(
-                image_size=vit["image_size"],
-                patch_size=vit["patch_size"],
-                num_layers=vit["layers"],
-                embed_dim=vit["width"],
-                num_heads=vit["heads"],
-                mlp_dim=int(vit["width"] * vit["mlp_ratio"]),
-                norm_eps=1e-6,
-            )
-        },
-        "generation": {
-            "kind": "vq",
-            "image_size": vit["image_size"],
-            "tokenizer": dict(
-                base_channels=vq["ch"],
-                channel_mult=list(vq["ch_mult"]),
-                num_res_blocks=vq["num_res_blocks"],
-                z_channels=vq["z_channels"],
-                codebook_size=vq["image_token_size"],
-                codebook_dim=vq["n_embed"],
-                num_groups=GROUPS,
-            ),
-        },
-    }
+    return _described("deepseek", llm, vit, vq)
 
 
 def _read_transformers(c):
@@ -119,33 +136,16 @@ def _read_transformers(c):
             "vq_config.double_latent": (vq["double_latent"], False),
         },
     )
-    return {
-        "llm": llm,
-        "understanding": {
-            "encoder": dict(
-                image_size=vit["image_size"],
-                patch_size=vit["patch_size"],
-                num_layers=vit["num_hidden_layers"],
-                embed_dim=vit["hidden_size"],
-                num_heads=vit["num_attention_heads"],
-                mlp_dim=int(vit["hidden_size"] * vit["mlp_ratio"]),
-                norm_eps=vit["layer_norm_eps"],
-            )
-        },
-        "generation": {
-            "kind": "vq",
-            "image_size": vit["image_size"],
-            "tokenizer": dict(
-                base_channels=vq["base_channels"],
-                channel_mult=list(vq["channel_multiplier"]),
-                num_res_blocks=vq["num_res_blocks"],
-                z_channels=vq["latent_channels"],
-                codebook_size=vq["num_embeddings"],
-                codebook_dim=vq["embed_dim"],
-                num_groups=GROUPS,
-            ),
-        },
-    }
+    return _described("transformers", llm, vit, vq)
+
+
+def _described(layout, llm, vit, vq):
+    ours = lambda names, theirs: {mine: theirs[name] for mine, name in names[layout].items()}
+    encoder = ours(ENCODER_NAMES, vit)
+    encoder |= dict(mlp_dim=int(encoder["embed_dim"] * vit["mlp_ratio"]), norm_eps=encoder.get("norm_eps", 1e-6))
+    tokenizer = ours(TOKENIZER_NAMES, vq) | dict(num_groups=GROUPS)
+    generation = dict(kind="vq", image_size=encoder["image_size"], tokenizer=tokenizer)
+    return dict(llm=llm, understanding=dict(encoder=encoder), generation=generation)
 
 
 def read_llama(c):
@@ -166,16 +166,9 @@ def read_llama(c):
             "head_dim": (c.get("head_dim") or c["hidden_size"] // heads, c["hidden_size"] // heads),
         },
     )
-    return dict(
-        vocab_size=c["vocab_size"],
-        num_layers=c["num_hidden_layers"],
-        embed_dim=c["hidden_size"],
-        num_heads=heads,
-        num_kv_heads=c.get("num_key_value_heads") or heads,
-        mlp_dim=c["intermediate_size"],
-        rope_theta=float(rope.get("rope_theta", c["rope_theta"])),
-        norm_eps=c["rms_norm_eps"],
-    )
+    theta = float(rope.get("rope_theta", c["rope_theta"]))
+    c |= dict(num_key_value_heads=c.get("num_key_value_heads") or heads, rope_theta=theta)
+    return {ours: c[theirs] for ours, theirs in LLM_NAMES.items()}
 
 
 def _demand(where, fields):

@@ -16,7 +16,6 @@ import contextlib
 import importlib
 import resource
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -41,8 +40,13 @@ def main(command):
     """Runs one of the two commands."""
     if not LAYOUT.value or not OUT.value:
         raise UserError("Name the layout and a new folder: --layout=deepseek --out=DIR.")
+    foreign = {"import": (CHECKPOINT, DTYPE), "export": (SRC, INTO)}[command]
+    if wrong := [flag.name for flag in foreign if flag.value is not None]:
+        raise UserError(f"--{wrong[0]} is not for {command}; --help lists what is.")
     started = time.perf_counter()
-    {"import": import_weights, "export": export_weights}[command](Path(OUT.value))
+    with files.all_or_nothing(OUT.value) as folder:
+        {"import": import_weights, "export": export_weights}[command](folder)
+    logging.info("It lies in %s", OUT.value)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     logging.info("Done in %.0f s, at most %.1f GiB of memory", time.perf_counter() - started, peak)
 
@@ -51,7 +55,6 @@ def import_weights(out):
     """Reads a whole model or a tower, checks every name, shape and field, and writes a checkpoint."""
     if not SRC.value:
         raise UserError("Name the weights: --src=DIR.")
-    files.check_new(out)
     folder, layout = files.Folder(SRC.value), LAYOUT.value
     if layout in tables.TOWERS:
         into = tables.INTO[layout]
@@ -82,7 +85,7 @@ def import_weights(out):
     if tokenizer:
         (out / "tokenizer.json").write_text(tokenizer)
     size = sum(a.nbytes for a in placed.values()) / 2**30
-    logging.info("%d parameters (%.2f GiB) from %d tensors lie in %s", len(placed), size, len(folder.held), out)
+    logging.info("%d parameters (%.2f GiB) from %d tensors", len(placed), size, len(folder.held))
 
 
 def _pick_config(model):
@@ -102,7 +105,7 @@ def _pick_config(model):
             if name == "pro_1b":
                 logging.info("Janus-1.3B has the same sizes: --config=configs/janus_1p3b.py takes its roles and recipe")
             return config
-    logging.warning("No page of configs/ has these sizes (%s, ...); the checkpoint carries them", differing[0])
+    logging.warning("No page of configs/ has these sizes, and the checkpoint carries them: %s", "; ".join(differing))
     config = _page("pro_1b")
     return config | {"model": fields.merged(config["model"], model)}
 
@@ -117,10 +120,13 @@ def _match(layout, folder, abstract):
         tensors = names.spell_out(tables.JANUS[layout], abstract, layout=layout)
         unused = tables.unused(layout, abstract)
         idle = [name for name in unused if name in folder.held]
+        pool = [name for name in unused if "attn_pool" in name]
+        if lacking := [name for name in pool if name not in idle] if set(pool) & set(idle) else []:
+            raise UserError(f"{str(folder.path)!r} holds a part of SigLIP's pooling head and misses {lacking[0]}.")
     else:
         spelt = [names.spell_out(table, abstract, layout=layout) for table in tables.TOWERS[layout]]
         tensors = max(spelt, key=lambda tensors: len(tensors.keys() & folder.held.keys()))
-        unused, idle = [name for name in folder.held if tables.is_idle(layout, name)], []
+        unused, idle = {name: None for name in folder.held if tables.is_idle(layout, name)}, []
     names.check(tensors, folder.held, unused=unused, layout=layout, where=repr(str(folder.path)))
     return tensors, idle
 
@@ -161,31 +167,34 @@ def export_weights(out):
         raise UserError("Name a trained run: --checkpoint=runs/pro_1b.")
     if LAYOUT.value not in tables.JANUS:
         raise UserError(f"--layout={LAYOUT.value} is for import; export knows {list(tables.JANUS)}.")
-    files.check_new(out)
     saved, layout = checkpoint.open_saved(CHECKPOINT.value), LAYOUT.value
     config = saved.about["config"]
     if config is None or saved.about["stage"] == stages.TOKENIZER:
         raise UserError(f"{CHECKPOINT.value!r} holds a part of a model; only whole ones are exported.")
     held = checkpoint.param_structs(saved)
     network = assembly.build_network(config, "stage_3")
-    dtype = DTYPE.value or ("float32" if any(a.dtype == np.float32 for a in held.values()) else "bfloat16")
+    kinds = {held[path].dtype.name for path in network.abstract if path in held}
+    dtype = DTYPE.value or (kinds.pop() if len(kinds) == 1 else "float32")
     tensors = names.spell_out(tables.JANUS[layout], network.abstract, layout=layout)
     tokenizer = saved.about["tokenizer"] and text_tokenizer.TextTokenizer(saved.about["tokenizer"])
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    struct = lambda path: jax.ShapeDtypeStruct(network.abstract.get(path, held.get(path)).shape, dtype, sharding=place)
-    load = lambda paths: {p: np.asarray(a) for p, a in checkpoint.load_params(saved, {p: struct(p) for p in paths}).items()}
+
+    def load(paths, dtype=dtype):
+        shapes = {path: network.abstract.get(path, held.get(path)).shape for path in paths}
+        wanted = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for path, shape in shapes.items()}
+        return {path: np.asarray(a) for path, a in checkpoint.load_params(saved, wanted).items()}
 
     def everything():
         yield from names.scatter(load, tensors)
         for name, shape in tables.unused(layout, network.abstract).items():
             kept = f"unused/{name}"
-            yield name, load([kept])[kept] if kept in held else tables.synthesise(name, shape, dtype)
+            as_it_came = DTYPE.value or held.get(kept, jax.ShapeDtypeStruct(shape, dtype)).dtype
+            yield name, load([kept], as_it_came)[kept] if kept in held else tables.synthesise(name, shape, dtype)
 
     total = sum(np.prod(t.shape) for t in tensors.values()) * np.dtype(jax.numpy.dtype(dtype)).itemsize
     with _bar("exporting", total) as advance:
         texts = companions.write(layout, config, tokenizer, dtype=dtype)
-        files.write(out, everything(), files=texts, show=advance)
-    logging.info("%s in the %s layout lies in %s", CHECKPOINT.value, layout, out)
+        files.write(out, everything(), texts=texts, show=advance)
     if tokenizer is None:
         logging.warning("The checkpoint carries no tokenizer: put one beside the weights.")
 

@@ -14,6 +14,8 @@ from janus_jax.models.network import Network
 from janus_jax.weights import files, names, tables
 
 GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent / "golden"))
+if "JANUS_GOLDEN" in os.environ and not GOLDEN.is_dir():
+    raise FileNotFoundError(f"JANUS_GOLDEN names {str(GOLDEN)!r}, which is no folder.")
 
 
 def sizes(folder):
@@ -54,8 +56,8 @@ def load_janus(model, path, *, layout="deepseek"):
 
 
 def inputs(folder, name="io"):
-    """{key: array} of a fixture's file, pictures as NHWC."""
-    return {k: v for k, v in load_file(folder / f"{name}.safetensors").items()}
+    """{key: array} of a fixture's file."""
+    return load_file(folder / f"{name}.safetensors")
 
 
 def nhwc(pictures):

@@ -28,7 +28,8 @@ def write(folder, config, *, layout="deepseek", seed=0, tokenizer=None):
             yield key, bits.view(ml_dtypes.bfloat16).reshape(shape)
 
     texts = companions.write(layout, config, tokenizer, dtype="bfloat16")
-    files.write(Path(folder), tensors(), files=texts, show=lambda done: None)
+    Path(folder).mkdir(parents=True)
+    files.write(Path(folder), tensors(), texts=texts, show=lambda done: None)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_moments_and_decoding():
         num_groups=d["norm_num_groups"],
     )
     network = Network(functools.partial(Holder, **settings))
-    (table,) = tables.TOWERS["diffusers_vae"]
+    table, _ = tables.TOWERS["diffusers_vae"]
     tensors = names.spell_out(table, network.abstract, layout="diffusers_vae")
     names.check(tensors, weights.held, unused=(), layout="diffusers_vae", where=str(FOLDER))
     params = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}

@@ -1,8 +1,11 @@
 """Names both ways, files as they come, and live parity with transformers."""
 
+import argparse
+import collections
 import csv
 import functools
 import importlib
+import io
 import json
 import math
 import os
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
@@ -271,6 +275,12 @@ def test_round_trips_are_lossless_and_layouts_agree(torch, small_folder, tmp_pat
     parts = [[{"type": "image"}, text("What color?")], [text("red")], [text(" And its size? ")]]
     messages = [{"role": role, "content": part} for (role, _), part in zip(said[:3], parts, strict=True)]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == ours
+    for said, message in (
+        ([("system", "be nice")], "knows user and assistant"),
+        ([("user", [{"type": "video"}])], "not video"),
+    ):
+        with pytest.raises(Exception, match=message):
+            processor.apply_chat_template([{"role": r, "content": c} for r, c in said])
     assert processor.num_image_tokens == 9 and processor.use_default_system_prompt
 
 
@@ -319,6 +329,7 @@ def damage(kind, folder, torch):
         config["text_config"]["num_hidden_layers"] += 1
     if kind == "tied":
         config["tie_word_embeddings"] = True
+        del weights["lm_head.weight"]
     if kind == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
     if kind == "layout":
@@ -353,7 +364,7 @@ class Hostile:
         ("dtype", "lm_head.weight is I32 and should be one of"),
         ("mixed", "is float16, its fellows in llm/layers/mlp/up/kernel are float32"),
         ("config", r"misses 9 tensors \(model.language_model.layers.3"),
-        ("tied", "tie_word_embeddings of config.json is True; Janus has False"),
+        ("tied", "has no lm_head.weight: its text head is tied"),
         ("tokenizer", "is no tokenizer.json"),
         ("layout", "not of the transformers layout; is it --layout=deepseek"),
         ("hostile", "posix.system, which is not run"),
@@ -366,7 +377,7 @@ def test_broken_folders_are_told_and_leave_nothing(torch, small_folder, tmp_path
     damage(kind, tmp_path / "src", torch)
     with pytest.raises(UserError, match=message):
         command("import", layout="transformers", src=tmp_path / "src", out=tmp_path / "out")
-    assert not list(tmp_path.glob("out*/**/*.json")) and checkpoint.newest(tmp_path / "out") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["src"]
     assert not Path("/tmp/janus_jax_was_here").exists()
 
 
@@ -385,6 +396,126 @@ def test_torch_files_load_like_safetensors(torch, small_folder, tmp_path):
     strided = torch.arange(24.0).reshape(4, 6)[1:3, ::2]
     torch.save({"a": strided.t()}, tmp_path / "strided.pt")
     np.testing.assert_array_equal(files.Folder(tmp_path / "strided.pt").read("a"), strided.t().numpy())
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "offset"),
+    [((8,), (-1,), 0), ((4,), (1,), -2), ((9,), (1,), 0), ((2, 2), (1,), 0), ((2,), (3.5,), 0)],
+)
+def test_tensors_beyond_their_storage_are_refused(torch, tmp_path, size, strides, offset):
+    torch.save({"a": torch.arange(8.0)}, tmp_path / "sound.pt")
+    with zipfile.ZipFile(tmp_path / "sound.pt") as sound, zipfile.ZipFile(tmp_path / "odd.pt", "w") as odd:
+        for item in sound.infolist():
+            content = sound.read(item)
+            if item.filename.endswith("data.pkl"):
+                content = Lying(size, strides, offset, content).pickled()
+            odd.writestr(item, content)
+    assert files.Folder(tmp_path / "sound.pt").read("a").tolist() == list(range(8))
+    with pytest.raises(UserError, match="no sound shape|longer than its storage"):
+        files.Folder(tmp_path / "odd.pt")
+
+
+class Lying:
+    """The pickle of one tensor, its shape, strides and offset replaced."""
+
+    def __init__(self, size, strides, offset, sound):
+        self.size, self.strides, self.offset, self.sound = size, strides, offset, sound
+
+    def pickled(self):
+        out = io.BytesIO()
+        pickler = pickle.Pickler(out, protocol=2)
+        pickler.persistent_id = lambda o: o.pid if isinstance(o, Storage) else None
+        pickler.dump({"a": self})
+        return out.getvalue()
+
+    def __reduce__(self):
+        import torch
+
+        storage = Storage(("storage", torch.FloatStorage, "0", "cpu", 8))
+        rest = (storage, self.offset, self.size, self.strides, False, collections.OrderedDict())
+        return torch._utils._rebuild_tensor_v2, rest
+
+
+class Storage:
+    """A storage by its persistent id."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_config": []}, "is odd|not of the transformers layout"),
+        ({"vq_config": "VQ"}, "is odd"),
+        ({"vision_config": {"image_size": "48"}}, "is odd"),
+        ({"vision_config": None}, "is odd"),
+    ],
+)
+def test_odd_configs_are_told(small_folder, tmp_path, change, message):
+    shutil.copytree(small_folder["float32"][1], tmp_path / "src")
+    config = json.loads((tmp_path / "src/config.json").read_text()) | change
+    (tmp_path / "src/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        fields.read_janus("transformers", files.Folder(tmp_path / "src"))
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"weight_map": {"a": 1}}', '{"weight_map": [1]}', "{"])
+def test_odd_indices_are_told(small_folder, tmp_path, content):
+    shutil.copytree(small_folder["float32"][1], tmp_path / "src")
+    (tmp_path / "src/model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="is no index of shards"):
+        files.Folder(tmp_path / "src")
+
+
+def test_what_a_released_folder_leaves_out_is_understood(small_folder, tmp_path):
+    """Folders of older versions do not say that their text head is their own."""
+    shutil.copytree(small_folder["float32"][1], tmp_path / "src")
+    config = json.loads((tmp_path / "src/config.json").read_text())
+    del config["tie_word_embeddings"]
+    (tmp_path / "src/config.json").write_text(json.dumps(config))
+    assert fields.read_janus("transformers", files.Folder(tmp_path / "src"))["llm"]["num_layers"] == 3
+    (tmp_path / "src/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.48, 0.45, 0.4]}))
+    with pytest.raises(UserError, match="image_mean of preprocessor_config.json is"):
+        fields.read_janus("transformers", files.Folder(tmp_path / "src"))
+
+
+def test_half_precision_and_unused_tensors_keep_their_dtype(small_folder, tmp_path):
+    shutil.copytree(small_folder["float32"][1], tmp_path / "src")
+    weights = {k: (v / 64).astype(np.float16) for k, v in load_file(tmp_path / "src/model.safetensors").items()}
+    save_file(weights, tmp_path / "src/model.safetensors")
+    command("import", layout="transformers", src=tmp_path / "src", out=tmp_path / "ours")
+    command("export", layout="transformers", checkpoint=tmp_path / "ours", out=tmp_path / "out")
+    same_bits(tmp_path / "src", tmp_path / "out")
+    command("export", layout="deepseek", checkpoint=tmp_path / "ours", out=tmp_path / "deepseek", dtype="bfloat16")
+    weights = load_file(tmp_path / "deepseek/model.safetensors")
+    weights["gen_vision_model.quantize.codebook_used"] = np.arange(65_536, dtype=np.float32)
+    save_file(weights, tmp_path / "deepseek/model.safetensors")
+    command("import", layout="deepseek", src=tmp_path / "deepseek", out=tmp_path / "again")
+    command("export", layout="deepseek", checkpoint=tmp_path / "again", out=tmp_path / "deepseek_again")
+    same_bits(tmp_path / "deepseek", tmp_path / "deepseek_again")
+    del weights["vision_model.vision_tower.attn_pool.q.weight"]
+    save_file(weights, tmp_path / "deepseek/model.safetensors")
+    with pytest.raises(UserError, match="a part of SigLIP's pooling head and misses .*attn_pool.q.weight"):
+        command("import", layout="deepseek", src=tmp_path / "deepseek", out=tmp_path / "x")
+
+
+def test_places_that_cannot_be_written_are_told(small_folder, tmp_path):
+    _, path = small_folder["float32"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="Nothing can be written into|exists and is not empty"):
+        command("import", layout="transformers", src=path, out=tmp_path / "file/below")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("x")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        command("import", layout="transformers", src=path, out=tmp_path / "full")
+    assert (tmp_path / "full/mine.txt").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    command("import", layout="transformers", src=path, out=tmp_path / "link")
+    assert checkpoint.open_saved(tmp_path / "empty").step == 0
+    with pytest.raises(UserError, match="--dtype is not for import"):
+        command("import", layout="transformers", src=path, out=tmp_path / "y", dtype="float32")
 
 
 def test_a_config_of_other_sizes_is_told_field_by_field(small_folder):
@@ -416,22 +547,29 @@ def test_a_llama_tower(torch, data, tmp_path):
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path / "llama")
-    bare = json.loads((data / "tokenizer.json").read_text())
-    lacking = SPECIAL["boi"]
-    bare["added_tokens"] = [t for t in bare["added_tokens"] if t["content"] != lacking]
-    del bare["model"]["vocab"][lacking]
-    (tmp_path / "llama/tokenizer.json").write_text(json.dumps(bare))
+    holed = json.loads((data / "tokenizer.json").read_text())
+    holed["added_tokens"] = [t for t in holed["added_tokens"] if t["content"] != SPECIAL["boi"]]
+    del holed["model"]["vocab"][SPECIAL["boi"]]
+    (tmp_path / "llama/tokenizer.json").write_text(json.dumps(holed))
+    with pytest.raises(UserError, match="Two tokens of the tokenizer have one id"):
+        command("import", layout="llama", src=tmp_path / "llama", out=tmp_path / "out")
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[SPECIAL["bos"], SPECIAL["eos"]], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    bare.train_from_iterator(["a red star"], trainer)
+    size = bare.get_vocab_size()
+    bare.save(str(tmp_path / "llama/tokenizer.json"))
     saved, params = tower("llama", tmp_path / "llama", tmp_path / "out")
-    assert text_tokenizer.TextTokenizer(saved.about["tokenizer"]).boi < 600
-    assert (
-        text_tokenizer.load(tmp_path / "out/tokenizer.json").boi
-        == text_tokenizer.TextTokenizer(saved.about["tokenizer"]).boi
-    )
+    completed = text_tokenizer.TextTokenizer(saved.about["tokenizer"])
+    added = [completed.pad, completed.image, completed.boi, completed.eoi]
+    assert added == list(range(size, size + 4)) and completed.size == size + 6
+    assert text_tokenizer.load(tmp_path / "out/tokenizer.json").boi == completed.boi
 
     from janus_jax.models.llama import Llama
 
-    described = {k: v for k, v in fields.read_llama(config.to_dict()).items()}
-    network = Network(functools.partial(Llama, **described))
+    network = Network(functools.partial(Llama, **fields.read_llama(config.to_dict())))
     tokens = np.random.default_rng(0).integers(0, 600, (2, 11))
 
     @jax.jit
@@ -445,9 +583,9 @@ def test_a_llama_tower(torch, data, tmp_path):
         close(run(params), model(input_ids=torch.tensor(tokens)).logits.numpy())
 
 
-@pytest.mark.parametrize("layout", ["transformers", "timm"])
+@pytest.mark.parametrize("layout", ["transformers", "both towers", "timm"])
 def test_a_siglip_tower(torch, tmp_path, layout):
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
     from janus_jax.models.siglip import Siglip
 
@@ -457,7 +595,14 @@ def test_a_siglip_tower(torch, tmp_path, layout):
         num_attention_heads=1 if layout == "timm" else 5, image_size=48, patch_size=16, hidden_act="gelu",
     )  # fmt: skip
     model = SiglipVisionModel(config).eval()
-    model.save_pretrained(tmp_path / "siglip")
+    if layout == "both towers":  # the text tower is of other sizes
+        text = dict(hidden_size=40, intermediate_size=24, num_hidden_layers=5, num_attention_heads=2, vocab_size=30)
+        both = SiglipModel(SiglipConfig(text_config=text, vision_config=config.to_dict())).eval()
+        both.save_pretrained(tmp_path / "siglip")
+        state = {k.removeprefix("vision_model."): v for k, v in both.vision_model.state_dict().items()}
+        model.load_state_dict({k: state[k.removeprefix("vision_model.")] for k in model.state_dict()})
+    else:
+        model.save_pretrained(tmp_path / "siglip")
     if layout == "timm":
         weights = load_file(tmp_path / "siglip/model.safetensors")
         shutil.rmtree(tmp_path / "siglip")
@@ -506,7 +651,8 @@ def test_a_vq_tower_of_llamagens_file(torch, tmp_path):
     theirs = dict(names.scatter(lambda paths: {p: prefixed[p] for p in paths}, tensors))
     assert theirs["encoder.conv_blocks.1.attn.0.proj_out.weight"].shape == (64, 64, 1, 1)
     state = {k: torch.tensor(v) for k, v in theirs.items()} | {"quantize.codebook_used": torch.zeros(65_536)}
-    torch.save({"model": state}, tmp_path / "vq_ds16_c2i.pt")
+    settings = argparse.Namespace(lr=1e-4)
+    torch.save({"model": state, "args": settings, "steps": 3}, tmp_path / "vq_ds16_c2i.pt")
     _, params = tower("llamagen_vq", tmp_path / "vq_ds16_c2i.pt", tmp_path / "out")
     for path, array in prefixed.items():
         np.testing.assert_array_equal(params[path], array)
@@ -522,6 +668,16 @@ def test_a_vae_tower_of_a_diffusers_folder(tmp_path):
     shutil.copy(golden / "model.safetensors", tmp_path / "vae/diffusion_pytorch_model.safetensors")
     (tmp_path / "vae/config.json").write_text(json.dumps(sizes(golden)))
     _, params = tower("diffusers_vae", tmp_path / "vae", tmp_path / "out")
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    for new, old in older.items():
+        weights = {k.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): v for k, v in weights.items()}
+    save_file(weights, tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    save_file(weights, tmp_path / "vae/sdxl_vae.safetensors")  # the same once more, under a name of its own
+    _, again = tower("diffusers_vae", tmp_path / "vae", tmp_path / "out_again")
+    for path, array in params.items():
+        np.testing.assert_array_equal(array, again[path])
+    (tmp_path / "vae/sdxl_vae.safetensors").unlink()
     count = sum(math.prod(shape) for shape, _ in files.Folder(tmp_path / "vae").held.values())
     assert sum(a.size for a in params.values()) == count
 

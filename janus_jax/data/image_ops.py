@@ -40,6 +40,8 @@ def check_options(*, exif, alpha):
     """Raises ValueError for values that `Picture` does not know."""
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif is {exif!r}; known: 'ignore' and 'apply'.")
+    if not isinstance(alpha, str):
+        raise ValueError(f"alpha is {alpha!r}; known: 'drop', or the name of a colour.")
     if alpha != "drop":
         ImageColor.getrgb(alpha)
 

@@ -23,7 +23,7 @@ class TextTokenizer:
 
     Attributes:
       bos, eos, pad, image, boi, eoi: special ids.
-      size: number of ids, special ones included.
+      size: the largest id and one: rows that an embedding table must have.
       text: the file's content, which checkpoints carry along.
     """
 
@@ -31,7 +31,7 @@ class TextTokenizer:
         """`text` is the content of a tokenizer.json.
 
         Raises:
-          UserError: when a special string is missing.
+          UserError: when a special string is missing, or two tokens share an id.
         """
         self.text = text
         self._tokenizer = Tokenizer.from_str(text)
@@ -42,7 +42,10 @@ class TextTokenizer:
             raise UserError(f"The tokenizer has no token {missing[0]!r}; Janus needs all of {list(SPECIAL.values())}.")
         for name, string in SPECIAL.items():
             setattr(self, name, self._tokenizer.token_to_id(string))
-        self.size = self._tokenizer.get_vocab_size()
+        ids = self._tokenizer.get_vocab().values()
+        if len(set(ids)) < len(ids):
+            raise UserError("Two tokens of the tokenizer have one id; its vocabulary has a hole that new tokens fell into.")
+        self.size = max(ids) + 1
 
     def with_bos(self):
         """The file's content, changed where needed so that a plain `encode` puts BOS first."""

@@ -22,17 +22,22 @@ def write(layout, config, tokenizer, *, dtype):
     Raises:
       UserError: for a model that the layouts cannot describe.
     """
-    groups = config["model"]["generation"]["tokenizer"]["num_groups"]
-    if groups != GROUPS:
-        raise UserError(
-            f"config.model.generation.tokenizer.num_groups is {groups}, and both layouts have {GROUPS} groups in every "
-            "GroupNorm; what loads the export would compute something else."
-        )
+    model = config["model"]
+    encoder, generation = model["understanding"]["encoder"], model["generation"]
+    only = {"generation.tokenizer.num_groups": (generation["tokenizer"]["num_groups"], GROUPS)}
+    only |= {"generation.image_size": (generation["image_size"], encoder["image_size"])}
+    only |= {"understanding.encoder.norm_eps": (encoder["norm_eps"], 1e-6)} if layout == "deepseek" else {}
+    for name, (value, expected) in only.items():
+        if value != expected:
+            raise UserError(
+                f"config.model.{name} is {value}, and the {layout} layout knows {expected} only; what loads the export "
+                "would compute something else."
+            )
     made = {"deepseek": _write_deepseek, "transformers": _write_transformers}[layout](config, tokenizer, dtype)
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in made.items()}
     if tokenizer is None:
         return texts
-    # The release's tokenizer class puts BOS first by itself; transformers does what tokenizer.json says.
+    # The release's tokenizer class (transformers 4) puts BOS first by itself; transformers 5 does what tokenizer.json says.
     text = tokenizer.text if layout == "deepseek" else tokenizer.with_bos()
     return texts | {"tokenizer.json": text}
 
@@ -96,19 +101,30 @@ def _write_deepseek(config, tokenizer, dtype):
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-{%- set user = message['role'] == 'user' -%}
-{{- 'USER:' if user else 'ASSISTANT:' -}}
-{%- if message['content'] -%}{{- ' ' -}}{%- endif -%}
+{%- set said = namespace(text='') -%}
 {%- if message['content'] is string -%}
-{{- message['content'] | trim -}}
+{%- set said.text = message['content'] -%}
 {%- else -%}
 {%- for part in message['content'] -%}
-{{- 'IMAGE\\n' if part['type'] == 'image' else part['text'] | trim -}}
+{%- if part['type'] == 'image' -%}
+{%- set said.text = said.text + IMAGE + '\\n' -%}
+{%- elif part['type'] == 'text' -%}
+{%- set said.text = said.text + part['text'] -%}
+{%- else -%}
+{{- raise_exception('Janus reads text and pictures, not ' + part['type']) -}}
+{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{{- '\\n\\n' if user else 'EOS' if message['content'] -}}
+{%- set text = said.text | trim -%}
+{%- if message['role'] == 'user' -%}
+{{- USER + ': ' + text + '\\n\\n' -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- ASSISTANT + ':' + (' ' + text + EOS if text else '') -}}
+{%- else -%}
+{{- raise_exception('Janus knows user and assistant, not ' + message['role']) -}}
+{%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- ASSISTANT + ':' -}}{%- endif -%}
 """
 
 
@@ -153,6 +169,7 @@ def _write_transformers(config, tokenizer, dtype):
     pictures = dict(
         image_processor_type="JanusImageProcessor",
         processor_class="JanusProcessor",
+        do_convert_rgb=True,
         size=dict(height=vit["image_size"], width=vit["image_size"]),
         min_size=14,
         **_mean_and_std(),
@@ -166,7 +183,7 @@ def _write_transformers(config, tokenizer, dtype):
     words = {"USER": user, "ASSISTANT": assistant, "IMAGE": SPECIAL["image"], "EOS": SPECIAL["eos"]}
     template = CHAT_TEMPLATE
     for name, word in words.items():
-        template = template.replace(name, word)
+        template = template.replace(name, json.dumps(word, ensure_ascii=False))
     return {
         "config.json": main,
         "generation_config.json": special | drawing,

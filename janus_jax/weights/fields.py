@@ -76,7 +76,36 @@ def read_janus(layout, folder):
     if ("language_config" if layout == "deepseek" else "text_config") not in c:
         other = "transformers" if layout == "deepseek" else "deepseek"
         raise UserError(f"The config.json of {str(folder.path)!r} is not of the {layout} layout; is it --layout={other}?")
-    return {"deepseek": _read_deepseek, "transformers": _read_transformers}[layout](c)
+    read = {"deepseek": _read_deepseek, "transformers": _read_transformers}[layout]
+    described = told_plainly(lambda: read(c), f"The config.json of {str(folder.path)!r} is odd")
+    pictures = folder.json("preprocessor_config.json")
+    size = pictures.get("image_size", pictures.get("size", {}))
+    _demand(
+        "preprocessor_config.json",
+        {
+            "image_mean": (pictures.get("image_mean", [0.5] * 3), [0.5] * 3),
+            "image_std": (pictures.get("image_std", [0.5] * 3), [0.5] * 3),
+            "min_size": (pictures.get("min_size", 14), 14),
+            "size": (size.get("height") if isinstance(size, dict) else size, described["generation"]["image_size"]),
+        }
+        if pictures
+        else {},
+    )
+    if layout == "transformers" and c.get("tie_word_embeddings", True) and "lm_head.weight" not in folder.held:
+        raise UserError(
+            f"{str(folder.path)!r} has no lm_head.weight: its text head is tied to the embedding table, and Janus's is not."
+        )
+    return described
+
+
+def told_plainly(read, where):
+    """What `read` returns; a field of another kind than it expects becomes a UserError that starts with `where`."""
+    try:
+        return read()
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{where} ({type(error).__name__}: {error}).") from None
 
 
 def _read_deepseek(c):
@@ -113,17 +142,18 @@ def _read_transformers(c):
     vit = dict(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=16, image_size=384, mlp_ratio=4.0,
         layer_norm_eps=1e-6, hidden_act="gelu", projection_dim=2048, depth=2, use_qk_norm=False, attention_bias=True,
+        num_image_tokens=576,
     ) | c.get("vision_config", {})  # fmt: skip
     vq = dict(
         embed_dim=8, num_embeddings=16_384, latent_channels=256, base_channels=128, channel_multiplier=[1, 1, 2, 2, 4],
         num_res_blocks=2, projection_dim=2048, image_token_embed_dim=2048, num_hidden_layers=2, hidden_act="gelu",
-        double_latent=False, in_channels=3, out_channels=3,
+        double_latent=False, num_patches=vit["image_size"] // vit["patch_size"],
     ) | c.get("vq_config", {})  # fmt: skip
+    grid = vit["image_size"] // vit["patch_size"]
     llm = read_llama(c["text_config"])
     _demand(
         "config.json",
         {
-            "tie_word_embeddings": (c.get("tie_word_embeddings", True), False),
             "vision_config.hidden_act": (vit["hidden_act"], "gelu"),
             "vision_config.depth": (vit["depth"], 2),
             "vision_config.projection_dim": (vit["projection_dim"], llm["embed_dim"]),
@@ -134,6 +164,8 @@ def _read_transformers(c):
             "vq_config.projection_dim": (vq["projection_dim"], llm["embed_dim"]),
             "vq_config.image_token_embed_dim": (vq["image_token_embed_dim"], llm["embed_dim"]),
             "vq_config.double_latent": (vq["double_latent"], False),
+            "vision_config.num_image_tokens": (vit["num_image_tokens"], grid**2),
+            "vq_config.num_patches": (vq["num_patches"], grid),
         },
     )
     return _described("transformers", llm, vit, vq)
@@ -151,6 +183,7 @@ def _described(layout, llm, vit, vq):
 def read_llama(c):
     """A transformers Llama config; `rope_parameters` is where its newer versions keep theta."""
     c = dict(
+        model_type="llama",
         vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32,
         rms_norm_eps=1e-6, rope_theta=10_000.0, hidden_act="silu", attention_bias=False, mlp_bias=False,
     ) | c  # fmt: skip
@@ -159,6 +192,7 @@ def read_llama(c):
     _demand(
         "the language model",
         {
+            "model_type": (c["model_type"], "llama"),
             "hidden_act": (c["hidden_act"], "silu"),
             "attention_bias": (c["attention_bias"], False),
             "mlp_bias": (c["mlp_bias"], False),

@@ -5,10 +5,13 @@ else, so a file cannot run code.
 """
 
 import collections
+import contextlib
 import json
 import math
 import pickle
+import re
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +34,10 @@ STORAGES = {
     "IntStorage": np.dtype("int32"),
     "ByteStorage": np.dtype("uint8"),
     "BoolStorage": np.dtype("bool"),
+    "CharStorage": np.dtype("int8"),
+    "ShortStorage": np.dtype("int16"),
 }
+USUAL = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|open_clip_(pytorch_)?model)(-\d+-of-\d+)?")
 
 
 class Folder:
@@ -46,7 +52,8 @@ class Folder:
         """Reads headers only.
 
         Raises:
-          UserError: for no weights, a broken file, a name in two files, a shard that the index names and is missing.
+          UserError: for no weights, a broken or unclear file, a name in two files, a shard that the index names and is
+        missing.
         """
         path = Path(path)
         if not path.exists():
@@ -80,9 +87,12 @@ class Folder:
         if not file.is_file():
             return {}
         try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{str(file)!r} is no JSON: {error}.") from None
+            content = json.loads(file.read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f"{str(file)!r} cannot be read as JSON: {error}.") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{str(file)!r} holds no fields.")
+        return content
 
 
 def _weight_files(path):
@@ -90,19 +100,27 @@ def _weight_files(path):
     if path.is_file():
         return [path]
     for ending in (".safetensors", ".bin", ".pt", ".pth"):
-        indices = sorted(path.glob(f"*{ending}.index.json"))
-        if indices:
-            try:
-                names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError):
-                raise UserError(f"{str(indices[0])!r} is no index of shards.") from None
-            absent = [name for name in names if not (path / name).is_file()]
-            if absent:
-                raise UserError(f"{indices[0].name} names {absent[0]!r}, which is not in {str(path)!r}.")
-            return [path / name for name in names]
-        if files := sorted(path.glob(f"*{ending}")):
-            return files
+        for index in sorted(path.glob(f"*{ending}.index.json")):
+            return _indexed_files(index)
+        files = sorted(path.glob(f"*{ending}"))
+        usual = [file for file in files if USUAL.fullmatch(file.stem)]
+        if usual or len(files) == 1:
+            return usual or files
+        if files:
+            raise UserError(f"{str(path)!r} holds {[file.name for file in files]}; say which file with --src.")
     raise UserError(f"{str(path)!r} holds no weights: no .safetensors, .bin, .pt or .pth file.")
+
+
+def _indexed_files(index):
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [index.parent / name for name in names]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{str(index)!r} is no index of shards.") from None
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{index.name} names {file.name!r}, which is not in {str(index.parent)!r}.")
+    return files
 
 
 class SafetensorsFile:
@@ -123,7 +141,9 @@ class SafetensorsFile:
     def _open(self):
         try:
             return safe_open(self.path, framework="numpy")
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise UserError(f"{str(self.path)!r} cannot be read: {error}.") from None
+        except SafetensorError as error:
             raise UserError(f"{str(self.path)!r} is cut off or no safetensors file: {error}.") from None
 
 
@@ -148,6 +168,9 @@ class TorchFile:
                 self._root = pickled.removesuffix("data.pkl")
                 tree = _TensorsOnly(file.open(pickled), path).load()
                 sizes = {i.filename: i.file_size for i in file.infolist()}
+                self._stored = {k: v for k, v in _state_dict(tree).items() if isinstance(v, Stored)}
+                for name, stored in self._stored.items():
+                    _check_bounds(stored, sizes.get(f"{self._root}data/{stored.storage}", 0), name)
         except UserError:
             raise
         except (zipfile.BadZipFile, ValueError, OSError) as error:
@@ -157,15 +180,9 @@ class TorchFile:
             ) from None
         except Exception as error:  # a broken pickle can raise anything
             raise UserError(f"{str(path)!r} holds a broken pickle: {type(error).__name__} {error}.") from None
-        for key in ("model", "state_dict"):
-            if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-                tree = tree[key]
-        self._stored = {k: v for k, v in tree.items() if isinstance(v, Stored)} if isinstance(tree, dict) else {}
+        if not self._stored:
+            raise UserError(f"{str(path)!r} holds no tensors by name.")
         self.held = {name: (s.shape, s.dtype.name) for name, s in self._stored.items()}
-        for name, s in self._stored.items():
-            last = s.offset + sum((n - 1) * step for n, step in zip(s.shape, s.strides, strict=True)) + 1
-            if math.prod(s.shape) and last * s.dtype.itemsize > sizes.get(f"{self._root}data/{s.storage}", -1):
-                raise UserError(f"{name} is longer than its storage in {str(path)!r}: the file is damaged.")
 
     def read(self, name):
         s = self._stored[name]
@@ -178,6 +195,34 @@ class TorchFile:
         return np.array(view)
 
 
+def _state_dict(tree):
+    """The tensors of a file: itself, or what stands under `model` or `state_dict`."""
+    for key in ("model", "state_dict"):
+        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
+            return tree[key]
+    return tree if isinstance(tree, dict) else {}
+
+
+def _check_bounds(stored, size, name):
+    """Raises ValueError when a tensor reaches beyond its storage of `size` bytes: the file is damaged or lies."""
+    numbers = (stored.offset, *stored.shape, *stored.strides)
+    if len(stored.shape) != len(stored.strides) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"{name} has no sound shape")
+    last = stored.offset + sum((n - 1) * step for n, step in zip(stored.shape, stored.strides, strict=True)) + 1
+    if math.prod(stored.shape) and last * stored.dtype.itemsize > size:
+        raise ValueError(f"{name} is longer than its storage")
+
+
+def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
+    if metadata:
+        raise ValueError("a tensor is a negated or conjugated view")
+    return Stored(*storage, offset, tuple(size), tuple(stride))
+
+
+class _Inert:
+    """Stands for settings that some files carry along; nothing is done with it."""
+
+
 class _TensorsOnly(pickle.Unpickler):
     """Builds dicts, lists, numbers and `Stored` tensors; everything else that a pickle names is refused."""
 
@@ -188,10 +233,10 @@ class _TensorsOnly(pickle.Unpickler):
     def find_class(self, module, name):
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: Stored(
-                *storage, offset, tuple(size), tuple(stride)
-            ),
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("torch", "Size"): tuple,
+            ("argparse", "Namespace"): _Inert,
         }
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
@@ -207,38 +252,44 @@ class _TensorsOnly(pickle.Unpickler):
         return dtype, storage
 
 
-def write(folder, tensors, *, files, show):
-    """Writes weights as safetensors shards with an index, and other files beside them; all of it or nothing.
-
-    Args:
-      folder: a new one.
-      tensors: iterable of (name, numpy array).
-      files: {file name: text}.
-      show: called with the bytes of every tensor that is done.
+@contextlib.contextmanager
+def all_or_nothing(folder):
+    """Gives a folder to write into, whose content becomes that of `folder` at the end; after a failure nothing is left.
 
     Raises:
-      UserError: when the folder exists and is not empty.
+      UserError: when `folder` is not empty or cannot be written.
     """
-    folder = Path(folder)
-    check_new(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder = Path(folder).absolute()
     try:
-        _write_shards(partial, tensors, show)
-        for name, text in files.items():
-            (partial / name).write_text(text)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        new = not folder.exists()
+        if not new and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{str(folder)!r} exists and is not empty; name a new folder with --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
+    except OSError as error:
+        raise UserError(f"Nothing can be written into {str(folder)!r}: {error.strerror}.") from None
+    try:
+        yield partial
+        for part in list(partial.iterdir()):
+            part.rename(folder / part.name)
+        partial.rmdir()
+    except BaseException:
+        shutil.rmtree(folder if new else partial, ignore_errors=True)
+        raise
 
 
-def check_new(folder):
-    """Raises UserError when something lies in a folder that is about to be written."""
-    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-        raise UserError(f"{str(folder)!r} exists and is not empty; name a new folder with --out.")
+def write(folder, tensors, *, texts, show):
+    """Writes weights as safetensors shards with an index, and other files beside them.
+
+    Args:
+      folder: where.
+      tensors: iterable of (name, numpy array).
+      texts: {file name: text}.
+      show: called with the bytes of every tensor that is done.
+    """
+    _write_shards(folder, tensors, show)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
 
 
 def _write_shards(folder, tensors, show):

@@ -152,7 +152,7 @@ def check(tensors, held, *, unused, layout, where):
     Args:
       tensors: of `spell_out`.
       held: {their name: (shape, dtype)} of the files.
-      unused: names that may be there and are not asked for.
+      unused: {name: shape, or None for any} of what may be there and is not asked for.
       layout, where: for errors.
 
     Raises:
@@ -160,10 +160,11 @@ def check(tensors, held, *, unused, layout, where):
     """
     several = lambda keys: f"{len(keys)} tensor{'s' * (len(keys) > 1)} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
     missing, extra = [k for k in tensors if k not in held], [k for k in held if k not in tensors and k not in unused]
-    wrong = [k for k, t in tensors.items() if k in held and held[k][0] != t.shape]
+    shapes = {k: t.shape for k, t in tensors.items()} | {k: shape for k, shape in unused.items() if shape}
+    wrong = [k for k, shape in shapes.items() if k in held and held[k][0] != shape]
     odd = [k for k in tensors if k in held and held[k][1] not in DTYPES]
     told = [f"misses {several(missing)}"] * bool(missing) + [f"holds {several(extra)} too many"] * bool(extra)
-    told += [f"{k} is {held[k][0]} and should be {tensors[k].shape}" for k in wrong[:3]]
+    told += [f"{k} is {held[k][0]} and should be {shapes[k]}" for k in wrong[:3]]
     told += [f"{k} is {held[k][1]} and should be one of {DTYPES}" for k in odd[:3]]
     if told:
         raise UserError(f"{where} is not the {layout} layout of this config: it {'; it '.join(told)}.")

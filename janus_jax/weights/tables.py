@@ -133,9 +133,9 @@ def _mlp(first, second, ours):
     return [*weight_and_bias(first, f"{ours}/fc_1", LINEAR), *weight_and_bias(second, f"{ours}/fc_2", LINEAR)]
 
 
-def _diffusers_vae():
+def _diffusers_vae(query, key, value, out):
     """AutoencoderKL: levels of resnets, attention in the middle only, 1x1 attention maps held as linear ones."""
-    middle = dict(names=("group_norm", "to_q", "to_k", "to_v", "to_out.0"), form=POINTWISE)
+    middle = dict(names=("group_norm", query, key, value, out), form=POINTWISE)
     rows = [
         *weight_and_bias("quant_conv", f"{TOKENIZER}/quant_conv", CONV),
         *weight_and_bias("post_quant_conv", f"{TOKENIZER}/post_quant_conv", CONV),
@@ -187,7 +187,10 @@ TOWERS = {  # layout -> tables, of which the one that knows the file's names is 
         *(_siglip_timm(prefix) for prefix in ("", "visual.trunk.")),
     ],
     "llamagen_vq": [_llamagen_vq("")],
-    "diffusers_vae": [_diffusers_vae()],
+    "diffusers_vae": [  # the newer names of the attention maps, and the older ones
+        _diffusers_vae("to_q", "to_k", "to_v", "to_out.0"),
+        _diffusers_vae("query", "key", "value", "proj_attn"),
+    ],
 }
 INTO = {
     "llama": "llm",

@@ -3,7 +3,14 @@
 import math
 
 from janus_jax.errors import UserError
-from janus_jax.weights.fields import GROUPS, read_llama
+from janus_jax.weights.fields import GROUPS, read_llama, told_plainly
+
+SIGLIP_NAMES = (  # prefix, picture patches, positions, blocks: transformers with and without prefix, timm, open_clip
+    ("vision_model.", "embeddings.patch_embedding", "embeddings.position_embedding.weight", "encoder.layers"),
+    ("", "embeddings.patch_embedding", "embeddings.position_embedding.weight", "encoder.layers"),
+    ("", "patch_embed.proj", "pos_embed", "blocks"),
+    ("visual.trunk.", "patch_embed.proj", "pos_embed", "blocks"),
+)
 
 
 def read_tower(layout, folder):
@@ -12,25 +19,25 @@ def read_tower(layout, folder):
     Raises:
       UserError: when neither tells enough.
     """
-    if layout == "llama":
-        c = folder.json("config.json")
-        if not c:
-            raise UserError(f"{str(folder.path)!r} has no config.json, which says how many heads its tensors have.")
-        return {"llm": read_llama(c)}
-    if layout == "siglip":
-        return {"understanding": {"encoder": _read_siglip(folder)}}
-    if layout == "llamagen_vq":
-        return {"generation": {"kind": "vq", "tokenizer": _read_vq(folder)}}
-    return {"generation": {"tokenizer": _read_vae(folder)}}
+    read = {"llama": _read_llm, "siglip": _read_siglip, "llamagen_vq": _read_vq, "diffusers_vae": _read_vae}[layout]
+    return told_plainly(lambda: read(folder), f"{str(folder.path)!r} is no folder of the {layout} layout")
 
 
-def _shape(folder, *endings):
-    """Shape of the first tensor whose name ends so."""
-    for ending in endings:
-        for name, (shape, _) in folder.held.items():
-            if name == ending or name.endswith(f".{ending}"):
-                return shape
-    raise UserError(f"{str(folder.path)!r} holds no tensor {endings[0]!r}.")
+def _config(folder):
+    c = folder.json("config.json")
+    if not c:
+        raise UserError(f"{str(folder.path)!r} has no config.json, which says how its tensors are used.")
+    return c
+
+
+def _read_llm(folder):
+    c = _config(folder)
+    if "lm_head.weight" not in folder.held:
+        raise UserError(
+            f"{str(folder.path)!r} has no lm_head.weight: its text head is tied to the embedding table, and Janus's is not. "
+            "Save it with a head of its own first."
+        )
+    return {"llm": read_llama(c)}
 
 
 def _count(folder, start):
@@ -40,51 +47,54 @@ def _count(folder, start):
 
 def _read_siglip(folder):
     """Sizes come from the tensors; the number of heads from config.json, else from the width, as SigLIP's models have it."""
+    found = [names for names in SIGLIP_NAMES if f"{names[0]}{names[1]}.weight" in folder.held]
+    if not found:
+        raise UserError(f"{str(folder.path)!r} holds no SigLIP: it has no {''.join(SIGLIP_NAMES[0][:2])}.weight.")
+    prefix, patches, positions, blocks = found[0]
+    shape = lambda name: folder.held[prefix + name][0]
+    width, _, patch, _ = shape(f"{patches}.weight")
     c = folder.json("config.json")
-    c = c.get("vision_config", c)
-    patch = _shape(folder, "patch_embedding.weight", "patch_embed.proj.weight")
-    positions = math.prod(_shape(folder, "position_embedding.weight", "pos_embed")) // patch[0]
-    prefix = next(
-        n for n in folder.held if n.endswith((".layer_norm1.weight", ".norm1.weight")) or n == "blocks.0.norm1.weight"
-    )
-    return dict(
-        image_size=math.isqrt(positions) * patch[-1],
-        patch_size=patch[-1],
-        num_layers=_count(folder, prefix.rsplit(".", 3)[0] + "."),
-        embed_dim=patch[0],
-        num_heads=c.get("num_attention_heads", {1152: 16}.get(patch[0], patch[0] // 64)),
-        mlp_dim=_shape(folder, "mlp.fc1.weight")[0],
-        norm_eps=1e-6,
-    )
+    return {
+        "understanding": {
+            "encoder": dict(
+                image_size=math.isqrt(math.prod(shape(positions)) // width) * patch,
+                patch_size=patch,
+                num_layers=_count(folder, f"{prefix}{blocks}."),
+                embed_dim=width,
+                num_heads=c.get("vision_config", c).get("num_attention_heads", {1152: 16}.get(width, width // 64)),
+                mlp_dim=shape(f"{blocks}.0.mlp.fc1.weight")[0],
+                norm_eps=1e-6,
+            )
+        }
+    }
 
 
 def _read_vq(folder):
-    shape = lambda name: _shape(folder, name)
-    levels = _count(folder, "encoder.conv_blocks.")
+    shape = lambda name: folder.held[name][0]
     base = shape("encoder.conv_in.weight")[0]
-    widths = [shape(f"encoder.conv_blocks.{i}.res.0.conv1.weight")[0] for i in range(levels)]
+    levels = range(_count(folder, "encoder.conv_blocks."))
     codes, dim = shape("quantize.embedding.weight")
-    return dict(
+    tokenizer = dict(
         base_channels=base,
-        channel_mult=[w // base for w in widths],
+        channel_mult=[shape(f"encoder.conv_blocks.{i}.res.0.conv1.weight")[0] // base for i in levels],
         num_res_blocks=_count(folder, "encoder.conv_blocks.0.res."),
         z_channels=shape("encoder.conv_out.weight")[0],
         codebook_size=codes,
         codebook_dim=dim,
         num_groups=GROUPS,
     )
+    return {"generation": {"kind": "vq", "tokenizer": tokenizer}}
 
 
 def _read_vae(folder):
-    c = folder.json("config.json")
-    if not c:
-        raise UserError(f"{str(folder.path)!r} has no config.json.")
-    return dict(
+    c = _config(folder)
+    tokenizer = dict(
         widths=list(c["block_out_channels"]),
         num_res_blocks=c.get("layers_per_block", 1),
         latent_channels=c.get("latent_channels", 4),
         num_groups=c.get("norm_num_groups", 32),
     )
+    return {"generation": {"tokenizer": tokenizer}}
 
 
 def notes(layout, folder):

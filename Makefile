@@ -28,7 +28,7 @@ quickstart: $(BIN)/.installed data/shapes/about.json  ## data, tokenizer, three 
 	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(RUN) --benchmark=shapes --data=data/shapes --out=$(RUN)
 
 test: $(BIN)/.installed-dev  ## the test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 acceptance: $(BIN)/.installed-dev  ## the slow proofs, into docs/acceptance.md; goes on where it stopped
 	$(BIN)/python -m pytest -q -s -m slow -p tests.acceptance_page tests/test_acceptance.py

@@ -56,26 +56,7 @@ def import_weights(out):
     if not SRC.value:
         raise UserError("Name the weights: --src=DIR.")
     folder, layout = files.Folder(SRC.value), LAYOUT.value
-    if layout in tables.TOWERS:
-        into = tables.INTO[layout]
-        if INTO.value not in (None, into):
-            raise UserError(f"The layout {layout} goes into {into}, not into {INTO.value}.")
-        model = tower_fields.read_tower(layout, folder)
-        config = None
-        if CONFIG.value is not None:
-            fields.check_same(model, CONFIG.value.to_dict()["model"], where=SRC.value)
-        logging.info("The %s tower: %s", layout, fields.flat(model))
-        for note in tower_fields.notes(layout, folder):
-            logging.info("%s", note)
-        abstract, axes = assembly.build_tower(layout, model)
-        mesh = sharding.make_mesh()
-    else:
-        if INTO.value:
-            raise UserError(f"--into is for towers; the layout {layout} holds the whole model.")
-        config = _pick_config(fields.read_janus(layout, folder))
-        network = assembly.build_network(config, "stage_3")
-        abstract, axes = network.abstract, network.axes
-        mesh = sharding.make_mesh(**config["mesh"])
+    config, abstract, axes, mesh = (_tower if layout in tables.TOWERS else _whole)(layout, folder)
     tensors, idle = _match(layout, folder, abstract)
     tokenizer = _tokenizer(folder, config, abstract)
     placed = _place(folder, tensors, abstract, sharding.param_shardings(mesh, abstract, axes))
@@ -86,6 +67,29 @@ def import_weights(out):
         (out / "tokenizer.json").write_text(tokenizer)
     size = sum(a.nbytes for a in placed.values()) / 2**30
     logging.info("%d parameters (%.2f GiB) from %d tensors", len(placed), size, len(folder.held))
+
+
+def _whole(layout, folder):
+    """Config, parameters' shapes, their axes and the mesh of a whole model."""
+    if INTO.value:
+        raise UserError(f"--into is for towers; the layout {layout} holds the whole model.")
+    config = _pick_config(fields.read_janus(layout, folder))
+    network = assembly.build_network(config, "stage_3")
+    return config, network.abstract, network.axes, sharding.make_mesh(**config["mesh"])
+
+
+def _tower(layout, folder):
+    """The same of a tower, which has no config of its own."""
+    into = tables.INTO[layout]
+    if INTO.value not in (None, into):
+        raise UserError(f"The layout {layout} goes into {into}, not into {INTO.value}.")
+    model = tower_fields.read_tower(layout, folder)
+    if CONFIG.value is not None:
+        fields.check_same(model, CONFIG.value.to_dict()["model"], where=SRC.value)
+    logging.info("The %s tower: %s", layout, fields.flat(model))
+    for note in tower_fields.notes(layout, folder):
+        logging.info("%s", note)
+    return None, *assembly.build_tower(layout, model), sharding.make_mesh()
 
 
 def _pick_config(model):
@@ -180,8 +184,8 @@ def export_weights(out):
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 
     def load(paths, dtype=dtype):
-        shapes = {path: network.abstract.get(path, held.get(path)).shape for path in paths}
-        wanted = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for path, shape in shapes.items()}
+        like = held | network.abstract
+        wanted = {path: jax.ShapeDtypeStruct(like[path].shape, dtype, sharding=place) for path in paths}
         return {path: np.asarray(a) for path, a in checkpoint.load_params(saved, wanted).items()}
 
     def everything():

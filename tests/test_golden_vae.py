@@ -34,7 +34,7 @@ def test_moments_and_decoding():
     network = Network(functools.partial(Holder, **settings))
     table, _ = tables.TOWERS["diffusers_vae"]
     tensors = names.spell_out(table, network.abstract, layout="diffusers_vae")
-    names.check(tensors, weights.held, unused=(), layout="diffusers_vae", where=str(FOLDER))
+    names.check(tensors, weights.held, unused={}, layout="diffusers_vae", where=str(FOLDER))
     params = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
     vae = network.merge(params).generation["tokenizer"]
     mean, logvar = jax.jit(vae.encode)(nhwc(io["pixels"]))

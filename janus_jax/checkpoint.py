@@ -44,14 +44,14 @@ class Saved(NamedTuple):
 
 
 class Writer:
-    """Saves steps into a workdir, keeping the newest few."""
+    """Saves steps into a workdir, keeping the newest few, and step 0, which only `convert import` writes."""
 
     def __init__(self, workdir, *, keep):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             str(Path(workdir).absolute() / "checkpoints"),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps([0])]),
         )
 
     def save(self, step, *, params, about, optimizer=None):

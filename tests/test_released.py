@@ -191,11 +191,12 @@ def get_config(stage="all"):
     c.data.tokenizer = {str(tmp_path / "weights/tokenizer.json")!r}
     return c
 """)
-    flags = [f"--config.init_from={tmp_path}/weights", "--config.stages.stage_3.steps=4"]
-    code, err = finish(start(f"{recipe}:3", tmp_path / "run", *flags, devices=1))
+    flags = ["--config.stages.stage_3.steps=4", "--config.save_every=1"]
+    code, err = finish(start(f"{recipe}:3", tmp_path / "weights", *flags, devices=1))
     assert code == 0, err
+    assert sorted(p.name for p in (tmp_path / "weights/checkpoints").iterdir()) == ["0", "3", "4"]
     code, err = finish(
-        run("convert", "export", "--layout=transformers", f"--checkpoint={tmp_path}/run", f"--out={tmp_path}/out")
+        run("convert", "export", "--layout=transformers", f"--checkpoint={tmp_path}/weights", f"--out={tmp_path}/out")
     )
     assert code == 0, err
     model, report = JanusForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -206,7 +207,9 @@ def get_config(stage="all"):
     assert moved == {k for k in before if ".vqmodel." not in k}, "everything but the picture tokenizer trains in stage 3"
     kinds = json.loads((tmp_path / "out/config.json").read_text())
     assert kinds["tie_word_embeddings"] is False and kinds["image_token_id"] == 3
-    code, err = finish(run("sample", "draw", f"--checkpoint={tmp_path}/weights", "--prompt=x", f"--out={tmp_path}/x.png"))
+    code, err = finish(
+        run("sample", "draw", f"--checkpoint={tmp_path}/weights/checkpoints/0", "--prompt=x", f"--out={tmp_path}/x.png")
+    )
     assert code == 0, err
     code, err = finish(
         run("convert", "import", "--layout=llama", f"--src={source}", "--into=generation/tokenizer", f"--out={tmp_path}/y")

@@ -1,6 +1,6 @@
 """A folder of random weights with the names and shapes of a released model, written shard by shard.
 
-python -m tests.synthetic configs.pro_1b /tmp/pro_1b
+python -m tests.synthetic configs.pro_1b weights/random
 """
 
 import importlib

@@ -129,7 +129,7 @@ class SafetensorsFile:
     def __init__(self, path):
         self.path, self.held = path, {}
         with self._open() as file:
-            for name in file.keys():  # noqa: SIM118 (a reader, no dict)
+            for name in file.keys():
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
                 self.held[name] = (tuple(part.get_shape()), SAFE_DTYPES.get(dtype, dtype))

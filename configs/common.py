@@ -41,6 +41,7 @@ def get_config():
     c.save_every = 1_000
     c.keep_checkpoints = 2
     c.samples = dict(prompts=(), guidance=5.0)  # what is drawn into workdir/samples at every checkpoint
+    c.ema = 0.0  # decay of the moving average of what trains; 0 keeps none
     c.max_skipped_steps = 10  # non-finite steps in a row before the run stops
     c.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1 takes the devices that are left
     c.optimizer = dict(kind="adamw", b1=0.9, b2=0.95, eps=1e-8, clip=1.0)
@@ -55,6 +56,7 @@ def get_config():
         system_prompt="",
         prompt_drop=0.1,
         first_sentence=0.0,
+        crop="center",  # of pictures to draw, or "random"
         overlong="cut",
         bad_record_limit=0.01,
     )
@@ -77,7 +79,9 @@ def tiny_model(*, vocab_size):
     return ConfigDict(
         dict(
             llm=dict(vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer),
-            understanding=dict(encoder=dict(image_size=64, patch_size=16, num_heads=4, **transformer)),
+            understanding=dict(
+                encoder=dict(image_size=64, patch_size=16, num_heads=4, **transformer), adaptor="mlp", begin=False
+            ),
             generation=dict(kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training),
         )
     )

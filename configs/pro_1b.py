@@ -22,7 +22,7 @@ def get_config(stage="all"):
         norm_eps=1e-6,
         remat="block",
     )
-    c.model.understanding = dict(encoder=common.SIGLIP_L_16_384)
+    c.model.understanding = dict(encoder=common.SIGLIP_L_16_384, adaptor="mlp", begin=False)
     c.model.generation = dict(kind="vq", image_size=384, tokenizer=common.VQ_16, tokenizer_training=None)
     c.data.system_prompt = common.SYSTEM_PROMPT
     c.data.tokenizer = "data/pro/tokenizer.json"

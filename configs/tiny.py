@@ -16,6 +16,7 @@ def get_config(stage="all"):
     c.save_every = 1_000
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
+    c.samples.guidance = 1.5
     c.samples.prompts = (
         "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
     )  # fmt: skip

@@ -49,12 +49,13 @@ def build_tower(layout, model):
     return put(network.abstract), put(network.axes)
 
 
-def load_artist(path, *, mesh):
+def load_artist(path, *, mesh, weights="ema"):
     """A trained model from a checkpoint, ready to draw and answer.
 
     Args:
       path: a workdir (its newest complete step) or one checkpoint.
       mesh: where the parameters go, in the compute dtype, the tokenizer in fp32.
+      weights: 'ema', the moving average where the run kept one, or 'raw'.
     """
     saved = checkpoint.open_saved(path)
     config, stage = saved.about["config"], saved.about["stage"]
@@ -72,7 +73,8 @@ def load_artist(path, *, mesh):
         raise UserError(f"{str(path)!r} carries no text tokenizer; import it again from a folder with a tokenizer.json.")
     tokenizer = text_tokenizer.TextTokenizer(saved.about["tokenizer"])
     template = "chat" if stage == stages.IMPORTED else config["stages"][stage]["template"]
-    return Artist(network, checkpoint.load_params(saved, wanted), tokenizer, config, template=template)
+    params = checkpoint.load_params(saved, wanted, weights=weights)
+    return Artist(network, params, tokenizer, config, template=template)
 
 
 def held_dtypes(network, config, *, frozen):
@@ -126,19 +128,21 @@ def build_pipeline(config, stage, network, *, mesh, host):
         raise UserError(
             f"The text tokenizer has {tokenizer.size} tokens, config.model.llm.vocab_size is {model['llm']['vocab_size']}."
         )
-    encoder, generation = model["understanding"]["encoder"], model["generation"]
+    encoder, path = model["understanding"]["encoder"], network.merge(network.abstract).path
     make = ExampleMaker(
         tokenizer,
         template=s["template"],
         und_tokens=(encoder["image_size"] // encoder["patch_size"]) ** 2,
-        gen_tokens=network.merge(network.abstract).generation.num_tokens,
+        gen_tokens=path.num_tokens,
+        opening=path.opening,
+        dropped_seen=path.dropped_seen,
         max_length=s["length"],
-        **{k: data[k] for k in ("roles", "system_prompt", "prompt_drop", "first_sentence", "overlong")},
+        **{k: data[k] for k in ("roles", "system_prompt", "prompt_drop", "first_sentence", "crop", "overlong")},
     )
     layout = Layout(
         groups=groups,
         und_size=encoder["image_size"],
-        gen_size=generation["image_size"],
+        gen_size=model["generation"]["image_size"],
         window=data["window"],
         shards=data["shards"],
         **{k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")},
@@ -169,6 +173,7 @@ def check_stage(config, stage):
     least |= {k: (config[k], 1) for k in ("save_every", "log_every", "keep_checkpoints", "max_skipped_steps")}
     least |= {
         "seed": (config["seed"], 0),
+        "ema": (config["ema"], 0),
         "data.shards": (config["data"]["shards"], 1),
         "data.window": (config["data"]["window"], 1),
     }

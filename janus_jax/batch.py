@@ -21,8 +21,9 @@ class Example(NamedTuple):
       task: index into TASKS.
       und_images: pictures to understand, encoded.
       und_starts: position of each one's first feature.
-      gen_images: pictures to draw, encoded, or their cached codes.
+      gen_images: pictures to draw, encoded (with cached latents where there are any), or their cached codes.
       gen_starts: position of each one's first generation token.
+      unseen: first and last + 1 of a stretch that nothing attends to, a dropped prompt say.
       record_id: 'source/epoch/index', to name it in reports.
     """
 
@@ -33,6 +34,7 @@ class Example(NamedTuple):
     und_starts: tuple[int, ...] = ()
     gen_images: tuple[Any, ...] = ()
     gen_starts: tuple[int, ...] = ()
+    unseen: tuple[int, int] = (0, 0)
     record_id: str = ""
 
 
@@ -42,7 +44,7 @@ class Batch(NamedTuple):
     Attributes:
       tokens: int32[S, R, L] text ids; picture positions hold the picture-slot id.
       positions: int32[S, R, L], restarting at 0 with every example.
-      segment_ids: int32[S, R, L], 1, 2, ... per example; 0 is padding, which no real token attends to.
+      segment_ids: int32[S, R, L], 1, 2, ... per example; 0 is padding and unseen, which no real token attends to.
       text_weights: float32[S, R, L], 1 where the *next* token is a text target.
       task_ids: int8[S, R, L] index into TASKS.
       und_images: uint8[S, U, h, w, 3] pictures to understand.
@@ -50,6 +52,7 @@ class Batch(NamedTuple):
       gen_images: uint8[S, G, h, w, 3] pictures to draw, or None when cached.
       gen_start: int32[S, G] flat position of the first generation token; R*L marks an unused slot.
       gen_codes: int32[S, G, T] cached codes that stand instead of the pixels, or None.
+      gen_latents: float32[S, G, c, h', w'] cached latents that stand beside the pixels, or None.
     """
 
     tokens: Any
@@ -62,3 +65,4 @@ class Batch(NamedTuple):
     gen_images: Any
     gen_start: Any
     gen_codes: Any = None
+    gen_latents: Any = None

@@ -1,6 +1,7 @@
 """Checkpoints: parameters, optimizer and data position saved together, asynchronously and atomically, by Orbax.
 
     WORKDIR/checkpoints/STEP/params      {part: {...: array}}, nested as in the papers' figure
+    WORKDIR/checkpoints/STEP/ema         the moving average of what trained, where the run keeps one
     WORKDIR/checkpoints/STEP/optimizer   optimizer state, step and counters of the stage
     WORKDIR/checkpoints/STEP/about       JSON: resolved config, stage, data position, the text tokenizer
 
@@ -54,11 +55,11 @@ class Writer:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps([0])]),
         )
 
-    def save(self, step, *, params, about, optimizer=None):
-        """Starts saving a step; `params` is flat, `about` plain JSON; imported weights have no optimizer state."""
-        tree = traverse_util.unflatten_dict(params, sep="/")
-        items = {"params": tree, "about": {"json": json.dumps(about)}}
+    def save(self, step, *, params, about, optimizer=None, ema=None):
+        """Starts saving a step: `params` and `ema` are flat, `about` is plain JSON; imported weights are params alone."""
+        items = {"params": _nested(params), "about": {"json": json.dumps(about)}}
         items |= {} if optimizer is None else {"optimizer": optimizer}
+        items |= {"ema": _nested(ema)} if ema else {}
         self._checkpointer.save_checkpointables_async(step, items)
 
     def wait(self):
@@ -123,19 +124,20 @@ def open_saved(path):
     return saved
 
 
-def param_structs(saved):
-    """{path: shape and dtype} of the parameters that a saved step holds."""
-    metadata = ocp.checkpointables_metadata(saved.directory / str(saved.step)).metadata["params"]
-    flat = traverse_util.flatten_dict(metadata, sep="/")
+def param_structs(saved, item="params"):
+    """{path: shape and dtype} of the parameters that a saved step holds, or of their moving average, item 'ema'."""
+    metadata = ocp.checkpointables_metadata(saved.directory / str(saved.step)).metadata
+    flat = traverse_util.flatten_dict(metadata.get(item, {}), sep="/")
     return {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in flat.items()}
 
 
-def load_params(saved, abstract):
+def load_params(saved, abstract, *, weights="raw"):
     """Reads parameters.
 
     Args:
       saved: Saved.
       abstract: {path: ShapeDtypeStruct with its sharding}, any part of what is saved; dtypes are cast to.
+      weights: 'ema' takes the moving average of every parameter that has one; 'raw' none.
 
     Returns:
       {path: array}.
@@ -152,13 +154,26 @@ def load_params(saved, abstract):
                 f"{path} is {held[path].shape} in checkpoint {str(saved.directory / str(saved.step))!r} and {leaf.shape} "
                 "in the config; use the config the checkpoint was made with."
             )
-    tree = traverse_util.unflatten_dict(abstract, sep="/")
-    return traverse_util.flatten_dict(_read(saved, {"params": tree})["params"], sep="/")
+    averaged = param_structs(saved, "ema").keys() & abstract.keys() if weights == "ema" else set()
+    parts = {"params": {p: a for p, a in abstract.items() if p not in averaged}, "ema": {p: abstract[p] for p in averaged}}
+    read = _read(saved, {item: _nested(part) for item, part in parts.items() if part})
+    return {path: a for part in read.values() for path, a in traverse_util.flatten_dict(part, sep="/").items()}
 
 
 def load_optimizer(saved, abstract):
     """Reads optimizer state and counters like `abstract`."""
     return _read(saved, {"optimizer": abstract})["optimizer"]
+
+
+def load_ema(saved, abstract):
+    """Reads the moving average like `abstract`, {path: ShapeDtypeStruct with its sharding}; empty when that is."""
+    if not abstract:
+        return {}
+    return traverse_util.flatten_dict(_read(saved, {"ema": _nested(abstract)})["ema"], sep="/")
+
+
+def _nested(flat):
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _read(saved, items):

@@ -34,13 +34,14 @@ CONFIG = cli.config_flag()
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "export: a run's workdir, or one of its checkpoints/STEP.")
 OUT = cli.flags.DEFINE_string("out", None, "A new folder: a workdir for import, a folder of weights for export.")
 DTYPE = cli.flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "export: the checkpoint's own without it.")
+WEIGHTS = cli.flags.DEFINE_enum("weights", None, ["ema", "raw"], "export: the moving average where there is one, or not.")
 
 
 def main(command):
     """Runs one of the two commands."""
     if not LAYOUT.value or not OUT.value:
         raise UserError("Name the layout and a new folder: --layout=deepseek --out=DIR.")
-    foreign = {"import": (CHECKPOINT, DTYPE), "export": (SRC, INTO)}[command]
+    foreign = {"import": (CHECKPOINT, DTYPE, WEIGHTS), "export": (SRC, INTO)}[command]
     if wrong := [flag.name for flag in foreign if flag.value is not None]:
         raise UserError(f"--{wrong[0]} is not for {command}; --help lists what is.")
     started = time.perf_counter()
@@ -186,7 +187,8 @@ def export_weights(out):
     def load(paths, dtype=dtype):
         like = held | network.abstract
         wanted = {path: jax.ShapeDtypeStruct(like[path].shape, dtype, sharding=place) for path in paths}
-        return {path: np.asarray(a) for path, a in checkpoint.load_params(saved, wanted).items()}
+        loaded = checkpoint.load_params(saved, wanted, weights=WEIGHTS.value or "ema")
+        return {path: np.asarray(a) for path, a in loaded.items()}
 
     def everything():
         yield from names.scatter(load, tensors)

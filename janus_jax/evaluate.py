@@ -19,14 +19,15 @@ from janus_jax.data.sources import write_json
 from janus_jax.errors import UserError
 from janus_jax.eval import shapes_score
 from janus_jax.eval.sheet import contact_sheet
-from janus_jax.generation.base import Guidance
 
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
 BENCHMARK = cli.flags.DEFINE_string("benchmark", "shapes", "What to score: shapes.")
 DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's data.")
 OUT = cli.flags.DEFINE_string("out", None, "Folder for the results; the checkpoint's own without it.")
-GUIDANCE = cli.flags.DEFINE_float("guidance", 1.5, "Guidance scale of the drawings.")
-TEMPERATURE = cli.flags.DEFINE_float("temperature", 1.0, "Temperature of the drawings; 0 is greedy.")
+GUIDANCE = cli.flags.DEFINE_float("guidance", None, "Guidance scale of the drawings; config.samples.guidance without it.")
+TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "Temperature of the drawings (Janus), 0 is greedy; 1 without it.")
+STEPS = cli.flags.DEFINE_integer("steps", None, "Euler steps of the drawings (JanusFlow); 30 without it.")
+WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
 SEEDS = cli.flags.DEFINE_integer("seeds", 4, "Drawings a prompt.")
 
 
@@ -36,19 +37,20 @@ def main():
         raise UserError("Name a run and the benchmark's data: --checkpoint=runs/tiny --data=data/shapes.")
     if BENCHMARK.value != "shapes":
         raise UserError(f"--benchmark={BENCHMARK.value} is unknown; known: ['shapes'].")
-    if SEEDS.value < 1 or TEMPERATURE.value < 0:
-        raise UserError("--seeds is at least 1, --temperature at least 0.")
+    if SEEDS.value < 1 or (TEMPERATURE.value or 0) < 0 or (STEPS.value or 1) < 1:
+        raise UserError("--seeds and --steps are at least 1, --temperature at least 0.")
     if not OUT.value and Path(CHECKPOINT.value).name.isdigit():
         raise UserError("A single checkpoint is no place for results: name a folder with --out.")
-    checkpoint.open_saved(CHECKPOINT.value)
+    saved = checkpoint.open_saved(CHECKPOINT.value)
     out = Path(OUT.value or CHECKPOINT.value)
     out.mkdir(parents=True, exist_ok=True)
     cli.enable_compile_cache(out / ".jax_cache")
     prompts = shapes_score.load_prompts(DATA.value)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        artist = assembly.load_artist(CHECKPOINT.value, mesh=mesh)
-        guidance = Guidance(scale=GUIDANCE.value, temperature=TEMPERATURE.value)
+        artist = assembly.load_artist(CHECKPOINT.value, mesh=mesh, weights=WEIGHTS.value)
+        scale = saved.about["config"]["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
+        guidance = artist.guidance(scale=scale, temperature=TEMPERATURE.value, steps=STEPS.value)
         drawings = shapes_score.draw_all(artist, prompts, seeds=SEEDS.value, guidance=guidance)
         drawing, floor = shapes_score.score(drawings, prompts)
         result = {
@@ -60,6 +62,7 @@ def main():
                 "seeds": SEEDS.value,
                 "prompts": {c: len(p) for c, p in prompts.items()},
                 "combinations": shapes_score.combinations(prompts),
+                "weights": WEIGHTS.value,
                 **guidance._asdict(),
             },
         }

@@ -14,15 +14,16 @@ from janus_jax import assembly, cli, sharding
 from janus_jax.data import chat, image_ops
 from janus_jax.errors import UserError
 from janus_jax.eval.sheet import contact_sheet
-from janus_jax.generation.base import Guidance
 
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
 PROMPT = cli.flags.DEFINE_multi_string("prompt", None, "draw: what to draw; may be given several times.")
 NUM_IMAGES = cli.flags.DEFINE_integer("num_images", 1, "draw: pictures a prompt.")
-GUIDANCE = cli.flags.DEFINE_float("guidance", 5.0, "draw: guidance scale; 1 is off.")
-TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "1 for draw, 0 (greedy) for ask without it.")
-TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest codes.")
-TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p.")
+GUIDANCE = cli.flags.DEFINE_float("guidance", None, "draw: guidance scale, 1 is off; 5 (Janus), 2 (JanusFlow) without it.")
+TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "1 for draw (Janus), 0 (greedy) for ask without it.")
+TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest codes (Janus).")
+TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p (Janus).")
+STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.")
+WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
 SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.")
 OUT = cli.flags.DEFINE_string("out", "drawing.png", "draw: the picture, or a contact sheet of several.")
 IMAGE = cli.flags.DEFINE_string("image", None, "ask: a picture file.")
@@ -38,9 +39,11 @@ def main(command):
         raise UserError("--num_images is at least 1, --seed and --temperature at least 0.")
     if (TOP_K.value or 1) < 1 or not 0 < (TOP_P.value or 1) <= 1 or MAX_TOKENS.value < 1:
         raise UserError("--top_k and --max_tokens are at least 1, --top_p is above 0 and at most 1.")
+    if (STEPS.value or 1) < 1:
+        raise UserError("--steps is at least 1.")
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        {"draw": draw, "ask": ask}[command](assembly.load_artist(CHECKPOINT.value, mesh=mesh))
+        {"draw": draw, "ask": ask}[command](assembly.load_artist(CHECKPOINT.value, mesh=mesh, weights=WEIGHTS.value))
 
 
 def draw(artist):
@@ -51,8 +54,9 @@ def draw(artist):
     if out.suffix.lower() not in image_ops.Image.registered_extensions():
         raise UserError(f"--out={OUT.value} names no picture format; end it in .png.")
     prompts = [p for p in PROMPT.value for _ in range(NUM_IMAGES.value)]
-    temperature = 1.0 if TEMPERATURE.value is None else TEMPERATURE.value
-    guidance = Guidance(GUIDANCE.value, temperature, TOP_K.value, TOP_P.value)
+    guidance = artist.guidance(
+        scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
+    )
     pictures = artist.draw(prompts, seeds=range(SEED.value, SEED.value + len(prompts)), guidance=guidance)
     out.parent.mkdir(parents=True, exist_ok=True)
     image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, prompts)

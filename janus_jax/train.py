@@ -110,22 +110,24 @@ def train_stage(config, stage, workdir, *, preempted):
         about = {"stage": stage, "stage_start": stage_start, "config": cli.plain(config), "tokenizer": tokenizer.text}
         shardings = jax.tree.map(lambda x: x.sharding, state)
         step = train_step.make(
-            network, tx, learning_rate=rate, microbatches=s["microbatches"], seed=assembly.stage_seed(config, stage)
-        )
+            network, tx, learning_rate=rate, microbatches=s["microbatches"], seed=assembly.stage_seed(config, stage),
+            ema_decay=config["ema"],
+        )  # fmt: skip
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+        settle = jax.jit(train_step.make_settle(network), out_shardings=shardings) if stage == stages.TOKENIZER else None
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
         sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
         try:
             _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
-                writer=writer, sampler=sampler, preempted=preempted,
+                writer=writer, sampler=sampler, settle=settle, preempted=preempted,
             )  # fmt: skip
         finally:
             writer.wait()
             log.close()
 
 
-def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, preempted):
+def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, preempted):
     """Steps to the end of the stage. Metrics are read one step late, when the next step is already on its way."""
     count_flops = _flops_counter(config, state)
     peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
@@ -159,18 +161,21 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
     try:
         while done < last and not preempted:
             packed = next(data)
-            state, metrics = step(state, sharding.put_batch(mesh, packed.batch))
+            batch = sharding.put_batch(mesh, packed.batch)
+            state, metrics = step(state, batch)
             if pending:
                 report(pending)
             done += 1
             pending = (done, packed, metrics)
+            if done == last and settle:
+                state = settle(state, batch)
             if done % config["save_every"] == 0 or done == last or preempted:
                 report(pending)
                 pending = None
                 _save(writer, offset + done, state, about | {"data": data.get_state()})
                 saved_at = offset + done
                 if not preempted:
-                    sampler(saved_at, state.trainable | state.frozen, packed.batch)
+                    sampler(saved_at, state.trainable | state.frozen | state.ema, packed.batch)
                 before = time.perf_counter()
         if preempted and saved_at != offset + done:
             report(pending) if pending else None
@@ -182,7 +187,7 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
 
 def _save(writer, number, state, about):
     optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
-    writer.save(number, params=state.trainable | state.frozen, optimizer=optimizer, about=about)
+    writer.save(number, params=state.trainable | state.frozen, optimizer=optimizer, ema=state.ema, about=about)
 
 
 def _begin(saved, config, stage, network, tx, mesh):
@@ -208,7 +213,8 @@ def _begin(saved, config, stage, network, tx, mesh):
     replicated = sharding.replicated(mesh)
     zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), replicated)
     opt_state = jax.jit(tx.init, out_shardings=_optimizer_shardings(tx, trainable, mesh))(trainable)
-    return TrainState(zero(), trainable, frozen, opt_state, zero())
+    ema = {p: jnp.copy(a) for p, a in trainable.items()} if config["ema"] else {}
+    return TrainState(zero(), trainable, frozen, opt_state, ema, zero())
 
 
 def _start_from_tokenizer(params, missing, config):
@@ -268,15 +274,17 @@ def _resume(saved, config, stage, network, tx, mesh):
         trainable={p: params[p] for p in trainable},
         frozen={p: params[p] for p in frozen},
         opt_state=restored["opt_state"],
+        ema=checkpoint.load_ema(saved, {p: abstract[p] for p in trainable} if config["ema"] else {}),
         skipped=restored["skipped"],
     )
 
 
 def _check_room(config, stage, network, mesh):
-    """Says before anything is allocated when the state cannot fit: 12 bytes and 4 of gradient where it trains."""
+    """Says before anything is allocated when the state cannot fit: 16 bytes where it trains, 20 with EMA."""
     trainable, frozen = stages.split(_abstract_params(config, stage, network, mesh), assembly.frozen_patterns(config, stage))
     size = lambda leaf, width: width * math.prod(leaf.sharding.shard_shape(leaf.shape))
-    need = sum(size(a, 16) for a in trainable.values()) + sum(size(a, a.dtype.itemsize) for a in frozen.values())
+    each = 20 if config["ema"] else 16  # parameter, two moments, gradient, average
+    need = sum(size(a, each) for a in trainable.values()) + sum(size(a, a.dtype.itemsize) for a in frozen.values())
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit is None:
@@ -315,7 +323,8 @@ def _order(stage):
 def _check_same(saved, config, stage):
     """What may not change while a stage is under way: everything its arrays and its data's position depend on."""
     fields = lambda c: {
-        "seed": c["seed"], "model": c["model"], "optimizer": c["optimizer"], "data.shards": c["data"]["shards"],
+        "seed": c["seed"], "model": c["model"], "optimizer": c["optimizer"], "ema": c.get("ema", 0.0),
+        "data.shards": c["data"]["shards"],
         **{f"stages.{stage}.{k}": v for k, v in c["stages"][stage].items() if k not in ("steps", "stop_at", "microbatches")},
     }  # fmt: skip
     before, now = fields(saved), fields(config)
@@ -328,8 +337,16 @@ def _check_same(saved, config, stage):
 
 
 def _flops_counter(config, state):
+    """Packed statistics -> useful FLOPs of a step."""
     model, trainable = config["model"], tuple(state.trainable)
-    return lambda stats: sum(flops.step(stats, **model, trainable=trainable).values())
+    trains = lambda prefix: any(p.startswith(prefix) for p in trainable)
+    llm, understanding, generation = (model[part] for part in ("llm", "understanding", "generation"))
+    eyes = flops.encoder(understanding["encoder"])
+    path = pick_path(generation["kind"])
+    picture = path.flops(generation, embed_dim=llm["embed_dim"], encoder=eyes, trains=trains)
+    return lambda stats: sum(
+        flops.step(stats, llm=llm, understanding=understanding, picture=picture, trains=trains).values()
+    )
 
 
 def _describe(state, mesh, resumed, start):

@@ -17,6 +17,7 @@ class TrainState(NamedTuple):
       trainable: {path: fp32 array}.
       frozen: {path: array}, in the compute dtype; the tokenizer in fp32.
       opt_state: optax state of the trainable part.
+      ema: {path: fp32 array}, the moving average of the trainable part; empty without one.
       skipped: int32 scalar, non-finite steps in a row.
     """
 
@@ -24,10 +25,11 @@ class TrainState(NamedTuple):
     trainable: Any
     frozen: Any
     opt_state: Any
+    ema: Any
     skipped: Any
 
 
-def make(network, tx, *, learning_rate, microbatches, seed):
+def make(network, tx, *, learning_rate, microbatches, seed, ema_decay=0.0):
     """Builds the train step.
 
     Args:
@@ -35,6 +37,7 @@ def make(network, tx, *, learning_rate, microbatches, seed):
       tx: optax optimizer.
       learning_rate: step -> rate, for the log.
       microbatches: parts that a batch is cut into, one after the other.
+      ema_decay: what the moving average keeps of itself at every step, where the state has one.
       seed: of the stage; with the step and a picture's global place it gives the picture's key.
 
     Returns:
@@ -68,12 +71,26 @@ def make(network, tx, *, learning_rate, microbatches, seed):
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = metrics | {"loss": value, "grad_norm": norm, "lr": learning_rate(state.step), "skipped": skipped}
+        trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
+        average = {p: e + (1 - ema_decay) * (trainable[p] - e) for p, e in state.ema.items()}
         return TrainState(
             step=state.step + 1,
-            trainable=keep(optax.apply_updates(state.trainable, updates), state.trainable),
+            trainable=trainable,
             frozen=state.frozen,
             opt_state=keep(opt_state, state.opt_state),
+            ema=keep(average, state.ema),
             skipped=skipped,
         ), metrics
 
     return step
+
+
+def make_settle(network):
+    """Builds (TrainState, Batch) -> TrainState with what a trained tokenizer measures of itself, at its stage's end."""
+
+    def settle(state, batch):
+        measured = network.merge(state.trainable | state.frozen).settle(batch)
+        pick = lambda part: {p: measured.get(p, a) for p, a in part.items()}
+        return state._replace(trainable=pick(state.trainable), frozen=pick(state.frozen), ema=pick(state.ema))
+
+    return settle

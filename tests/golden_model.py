@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
@@ -28,7 +29,7 @@ def janus_model(d):
     return dict(
         llm=dict(
             vocab_size=d["vocab"], num_layers=d["layers"], embed_dim=d["embed"], num_heads=d["heads"],
-            num_kv_heads=d["heads"], mlp_dim=d["mlp"], rope_theta=d["rope_theta"], norm_eps=d["rms_eps"],
+            num_kv_heads=d["heads"], mlp_dim=d["mlp"], rope_theta=d.get("rope_theta", 10_000.0), norm_eps=d["rms_eps"],
         ),
         understanding=dict(
             encoder=dict(
@@ -46,13 +47,32 @@ def janus_model(d):
     )  # fmt: skip
 
 
+def flow_model(d):
+    """Keyword arguments of `Janus` for the sizes of a JanusFlow fixture; its autoencoder is the smallest one."""
+    model = janus_model(d | dict(vq_ch=32, vq_mult=[1], vq_z=4, codes=1, code_dim=1))
+    model["understanding"] |= dict(adaptor="linear", begin=True)
+    model["generation"] = dict(
+        kind="flow", image_size=8 * d["latent"],
+        tokenizer=dict(widths=[1, 1, 1, 1], num_res_blocks=1, latent_channels=4, num_groups=1),
+        unet=dict(dim=d["unet"], num_blocks=2, norm_eps=d["rms_eps"]),
+    )  # fmt: skip
+    return model
+
+
+def spell_out(network, kind, *, layout="deepseek"):
+    """The tensors of a network in a layout."""
+    abstract = tables.stored(kind, network.abstract)
+    return names.spell_out(tables.JANUS[layout, kind], abstract, layout=layout)
+
+
 def load_janus(model, path, *, layout="deepseek"):
-    """Network and fp32 parameters of weights in a layout."""
-    network = Network(functools.partial(Janus, **model, dtype=jnp.float32))
-    weights = files.Folder(path)
-    tensors = names.spell_out(tables.JANUS[layout], network.abstract, layout=layout)
-    names.check(tensors, weights.held, unused=tables.unused(layout, network.abstract), layout=layout, where=str(path))
-    return network, {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+    """Network and fp32 parameters of weights in a layout; what releases leave out is fresh."""
+    network, kind = Network(functools.partial(Janus, **model, dtype=jnp.float32)), model["generation"]["kind"]
+    weights, tensors = files.Folder(path), spell_out(network, kind, layout=layout)
+    unused = tables.unused(layout, kind, network.abstract)
+    names.check(tensors, weights.held, unused=unused, layout=layout, where=str(path))
+    read = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+    return network, network.fresh(jax.random.key(0)) | read
 
 
 def inputs(folder, name="io"):

@@ -17,7 +17,7 @@ from janus_jax import assembly, sharding
 from janus_jax.data import image_ops, shapes
 from janus_jax.data.sources import Source
 from janus_jax.eval import shapes_reader
-from janus_jax.generation.base import Guidance
+from janus_jax.generation.vq_path import VQGuidance
 from janus_jax.weights import files
 from tests import synthetic
 
@@ -130,7 +130,7 @@ def test_openmoji_draws_what_it_was_trained_on(record_property):
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     with jax.set_mesh(mesh):
         artist = assembly.load_artist(ROOT / "runs/openmoji", mesh=mesh)
-        drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=Guidance(scale=1.0))
+        drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=VQGuidance(scale=1.0))
     source = Source("emoji", kind="tfds", path=str(ROOT / "data/openmoji/openmoji/1.0.0"), split="train")
     records = [source[i] for i in range(len(source))]
     pictures = np.stack([image_ops.decode(r["image"]) for r in records]).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 
 from janus_jax import assembly
 from janus_jax.data import shapes, tokenizer
-from janus_jax.generation.base import Guidance
+from janus_jax.generation.vq_path import VQGuidance
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
 
@@ -34,7 +34,7 @@ def test_cached_steps_equal_the_whole_sequence(artist):
         stepwise.append(hidden[:, 0])
     for b, first in ((0, 0), (1, 3)):
         n = 12 - first
-        whole = model.llm(x[b : b + 1, first:], positions=jnp.arange(n)[None], segment_ids=jnp.ones((1, n), jnp.int32))
+        whole, _ = model.llm(x[b : b + 1, first:], positions=jnp.arange(n)[None], segment_ids=jnp.ones((1, n), jnp.int32))
         for k, h in enumerate(stepwise):
             np.testing.assert_allclose(h[b], whole[0, n - 5 + k], atol=2e-5)
 
@@ -48,7 +48,7 @@ def test_guidance_on_three_prompts_is_three_times_one(artist, monkeypatch):
         return pictures, ids
 
     monkeypatch.setattr(decode, "draw_batch", kept)
-    prompts, guidance = ["a red star", "two large blue circles", "a cross"], Guidance(scale=5.0)
+    prompts, guidance = ["a red star", "two large blue circles", "a cross"], VQGuidance(scale=5.0)
     together = artist.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
     alone = [artist.draw([p], seeds=[s], guidance=guidance)[0] for p, s in zip(prompts, (1, 2, 3), strict=True)]
     chex.assert_trees_all_equal(codes[0], np.concatenate(codes[1:]))
@@ -59,7 +59,8 @@ def test_guidance_on_three_prompts_is_three_times_one(artist, monkeypatch):
 
 def test_unconditional_rows_keep_bos_boi_and_padding(artist):
     ids, real = decode.right_align([[0, 9, 9, 4], [0, 9, 9, 9, 9, 4]], pad_id=2, multiple=8)
-    out = artist.network.merge(artist.params).path.unconditional(jnp.asarray(ids), real=jnp.asarray(real), pad_id=7)
+    out, seen = artist.network.merge(artist.params).path.unconditional(jnp.asarray(ids), real=jnp.asarray(real), pad_id=7)
+    np.testing.assert_array_equal(seen, real)
     assert out[0].tolist() == [2, 2, 2, 2, 0, 7, 7, 4] and out[1].tolist() == [2, 2, 0, 7, 7, 7, 7, 4]
 
 
@@ -91,7 +92,7 @@ def test_top_k_and_top_p_keep_only_the_likeliest():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]] * 200))
     keys = jax.random.split(jax.random.key(0), 200)
     pick = functools.partial(choose, logits, keys)
-    assert set(np.asarray(pick(Guidance(top_k=2))).tolist()) == {0, 1}
-    assert set(np.asarray(pick(Guidance(top_p=0.9))).tolist()) == {0, 1, 2}
-    assert set(np.asarray(pick(Guidance())).tolist()) == {0, 1, 2, 3}
-    assert set(np.asarray(pick(Guidance(temperature=0))).tolist()) == {0}
+    assert set(np.asarray(pick(VQGuidance(top_k=2))).tolist()) == {0, 1}
+    assert set(np.asarray(pick(VQGuidance(top_p=0.9))).tolist()) == {0, 1, 2}
+    assert set(np.asarray(pick(VQGuidance())).tolist()) == {0, 1, 2, 3}
+    assert set(np.asarray(pick(VQGuidance(temperature=0))).tolist()) == {0}

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from janus_jax.data import image_ops
-from janus_jax.generation.base import Guidance, Prepared
+from janus_jax.generation.vq_path import VQGuidance
 from janus_jax.models import decode
 from janus_jax.models.interleave import insert
-from janus_jax.weights import names, tables
-from tests.golden_model import GOLDEN, close, inputs, janus_model, load_janus, nhwc, sizes
+from janus_jax.weights import names
+from tests.golden_model import GOLDEN, close, inputs, janus_model, load_janus, nhwc, sizes, spell_out
 
 FOLDER = GOLDEN / "janus_tiny"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
@@ -30,7 +30,7 @@ def golden():
 def whole(model, x):
     """The LLM over rows of one example each."""
     positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-    return model.llm(x, positions=positions, segment_ids=jnp.ones(x.shape[:2], jnp.int32))
+    return model.llm(x, positions=positions, segment_ids=jnp.ones(x.shape[:2], jnp.int32))[0]
 
 
 def understand(model, io):
@@ -53,7 +53,7 @@ def text_loss(model, io):
 def draw(model, io):
     """Code embeddings and teacher-forced picture logits."""
     path, codes = model.path, jnp.asarray(io["vq/ids"])
-    embeds = path.embed(Prepared(codes))
+    embeds, _ = path.embed(codes)
     prompt = model.embed_text(jnp.asarray(io["gen/prompt_ids"]))
     hidden = whole(model, jnp.concatenate([prompt, embeds], axis=1))
     first, count = prompt.shape[1] + path.read_shift, path.num_tokens
@@ -61,7 +61,7 @@ def draw(model, io):
 
 
 def picture_loss(model, io):
-    losses, _ = model.path.loss(draw(model, io)[1], Prepared(jnp.asarray(io["vq/ids"])))
+    losses, _ = model.path.loss(draw(model, io)[1], None, jnp.asarray(io["vq/ids"]), None)
     return losses.mean() / model.path.num_tokens
 
 
@@ -102,7 +102,7 @@ def test_gradients_of_every_parameter(golden, task, loss):
     network, params, io = golden
     gradients = jax.jit(jax.grad(lambda p: loss(network.merge(p), io)))(params)
     expected = {k.removeprefix(f"{task}/"): g for k, g in inputs(FOLDER, "grads").items() if k.startswith(f"{task}/")}
-    tensors = names.spell_out(tables.JANUS["deepseek"], network.abstract, layout="deepseek")
+    tensors = spell_out(network, "vq")
     ours = dict(names.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
     assert len(expected) >= 20
     for key, gradient in expected.items():
@@ -114,7 +114,7 @@ def test_gradients_of_every_parameter(golden, task, loss):
 def test_guided_greedy_sampling(golden):
     network, params, io = golden
     prompts = np.asarray(io["ar/prompt_ids"], np.int32)
-    guidance = Guidance(scale=float(io["ar/guidance"]), temperature=0)
+    guidance = VQGuidance(scale=float(io["ar/guidance"]), temperature=0)
     keys, pad = jax.random.split(jax.random.key(0), len(prompts)), int(io["ar/pad_id"])
     real = np.ones(prompts.shape, bool)
     _, codes = decode.draw_batch(params, prompts, real, keys, network=network, pad_id=pad, guidance=guidance)
@@ -122,7 +122,7 @@ def test_guided_greedy_sampling(golden):
 
     def logits(params):
         model = network.merge(params)
-        without = model.path.unconditional(jnp.asarray(prompts), real=jnp.asarray(real), pad_id=pad)
+        without, _ = model.path.unconditional(jnp.asarray(prompts), real=jnp.asarray(real), pad_id=pad)
         states = [
             draw(model, {"vq/ids": io["ar/ids"], "gen/prompt_ids": rows})[1] for rows in (jnp.asarray(prompts), without)
         ]

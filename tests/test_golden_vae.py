@@ -33,9 +33,11 @@ def test_moments_and_decoding():
     )
     network = Network(functools.partial(Holder, **settings))
     table, _ = tables.TOWERS["diffusers_vae"]
-    tensors = names.spell_out(table, network.abstract, layout="diffusers_vae")
+    stored = tables.stored_tower("diffusers_vae", network.abstract)
+    tensors = names.spell_out(table, stored, layout="diffusers_vae")
     names.check(tensors, weights.held, unused={}, layout="diffusers_vae", where=str(FOLDER))
     params = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+    params |= {"generation/tokenizer/scale": jnp.float32(d["scaling_factor"])}
     vae = network.merge(params).generation["tokenizer"]
     mean, logvar = jax.jit(vae.encode)(nhwc(io["pixels"]))
     close(mean, nhwc(io["mean"]))

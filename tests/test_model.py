@@ -120,7 +120,7 @@ def state_for(config, stage, network, mesh=None):
     trainable, frozen = stages.split(params_of(network), assembly.frozen_patterns(config, stage))
     tx, rate = assembly.build_optimizer(config, stage, network)
     zero = jnp.zeros((), jnp.int32)
-    return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), zero), tx, rate
+    return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), {}, zero), tx, rate
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "stage_1", "stage_2", "stage_3"])

@@ -16,7 +16,6 @@ from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.sources import Source, write_array_record
 from janus_jax.data.tokenizer import PRO_ROLES, SPECIAL
 from janus_jax.errors import UserError
-from janus_jax.generation.base import Prepared
 from janus_jax.weights import fields, files
 from tests.test_model import first_batch, params_of
 from tests.test_train import finish, run, start
@@ -147,12 +146,12 @@ def test_the_loss_is_plain_cross_entropy_of_every_code(drawing):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, count, model.llm.embed.shape[1])), jnp.float32)
     codes = jnp.asarray(rng.integers(0, 32, (2, count)), jnp.int32)
-    value = lambda codes: path.loss(hidden, Prepared(codes))[0]
+    value = lambda codes: path.loss(hidden, None, codes, None)[0]
     logits = np.asarray(model.generation.head(hidden), np.float64)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     expected = -np.take_along_axis(logits, np.asarray(codes)[..., None], -1).sum(axis=(1, 2))
     np.testing.assert_allclose(value(codes), expected, rtol=1e-5)
-    moved = jax.jacrev(lambda h: path.loss(h, Prepared(codes))[0].sum())(hidden)
+    moved = jax.jacrev(lambda h: path.loss(h, None, codes, None)[0].sum())(hidden)
     assert (np.abs(moved).max(axis=-1) > 0).all(), "every one of the codes has a loss, the first one too"
     other = codes.at[0, 0].set((codes[0, 0] + 1) % 32)
     assert (value(other) != value(codes)).tolist() == [True, False]

@@ -28,8 +28,8 @@ from janus_jax.data import chat
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.tokenizer import SPECIAL
 from janus_jax.errors import UserError
-from janus_jax.generation.base import Guidance
 from janus_jax.generation.vq import VQTokenizer
+from janus_jax.generation.vq_path import VQGuidance
 from janus_jax.models import decode
 from janus_jax.models.interleave import insert
 from janus_jax.models.network import Network
@@ -204,7 +204,7 @@ def test_logits_and_greedy_codes_are_those_of_transformers(torch, folder, tmp_pa
             input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_mode="image", do_sample=False
         )
     key = jax.random.split(jax.random.key(0), 1)
-    prompt, guidance = prompt.numpy().astype(np.int32), Guidance(scale=5.0, temperature=0)
+    prompt, guidance = prompt.numpy().astype(np.int32), VQGuidance(scale=5.0, temperature=0)
     real = np.ones(prompt.shape, bool)
     _, codes = decode.draw_batch(params, prompt, real, key, network=network, pad_id=2, guidance=guidance)
     np.testing.assert_array_equal(codes, expected.numpy())

@@ -29,11 +29,20 @@ class Picture(NamedTuple):
       encoded: bytes of the file.
       exif: 'ignore', or 'apply' to turn it as its camera says.
       alpha: 'drop', or the colour that shines through where it is transparent ('white', '#808080').
+      crop: where along its long side a square to draw is cut, from 0 to 1; None is the middle.
+      latents: float32[c, h, w] of that square from a cache, or None.
     """
 
     encoded: bytes
     exif: str = "ignore"
     alpha: str = "drop"
+    crop: float | None = None
+    latents: np.ndarray | None = None
+
+
+def as_picture(encoded):
+    """Bytes or Picture -> Picture."""
+    return encoded if isinstance(encoded, Picture) else Picture(encoded)
 
 
 def check_options(*, exif, alpha):
@@ -52,7 +61,7 @@ def open_image(encoded):
     Raises:
       BadRecord: when it is no picture, or absurdly large.
     """
-    encoded = encoded.encoded if isinstance(encoded, Picture) else encoded
+    encoded = as_picture(encoded).encoded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -73,7 +82,7 @@ def check_drawable(encoded):
 
 def decode(encoded):
     """Bytes or Picture -> RGB picture; alpha is dropped and grey replicated, as `convert('RGB')` does."""
-    options = encoded if isinstance(encoded, Picture) else Picture(encoded)
+    options = as_picture(encoded)
     try:
         image = open_image(options)
         if options.exif == "apply":
@@ -98,10 +107,14 @@ def for_understanding(image, *, size):
     return np.asarray(square)
 
 
-def for_generation(image, *, size):
-    """Short side to `size`, the middle of the long one: RGB picture -> uint8[size, size, 3]."""
+def for_generation(image, *, size, crop=None):
+    """Short side to `size`, a square of the long one: RGB picture -> uint8[size, size, 3].
+
+    `crop` says where along the long side, from 0 to 1; None is the middle.
+    """
     shortest = min(image.size)
     width, height = (max(round(side / shortest * size), size) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+    place = lambda spare: spare // 2 if crop is None else min(int(crop * (spare + 1)), spare)
+    left, top = place(width - size), place(height - size)
     return np.asarray(resized.crop((left, top, left + size, top + size)))

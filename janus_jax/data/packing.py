@@ -93,6 +93,7 @@ def lay_out(rows, *, length, pad_id, und_slots, gen_slots):
             here = slice(begin, begin + n)
             tokens[r, here], weights[r, here] = example.tokens, example.text_weights
             positions[r, here], segments[r, here], tasks[r, here] = np.arange(n), s, example.task
+            segments[r, begin + example.unseen[0] : begin + example.unseen[1]] = 0
             for picture, start in zip(example.und_images, example.und_starts, strict=True):
                 und_start[len(und)] = r * length + begin + start
                 und.append((len(und), picture, (r, s)))

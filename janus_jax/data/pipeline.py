@@ -16,7 +16,7 @@ from absl import logging
 
 from janus_jax.batch import TASKS
 from janus_jax.data import image_ops
-from janus_jax.data.image_ops import BadRecord, TooLong
+from janus_jax.data.image_ops import BadRecord, Picture, TooLong
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.packing import empty_segment, lay_out, pack_group
 from janus_jax.errors import UserError
@@ -235,39 +235,49 @@ class Pipeline:
         """The next batch; groups of one shard stand together."""
         per_shard = self._layout.groups // self._layout.shards
         groups = [shard.next_group() for shard in self.shards.values() for _ in range(per_shard)]
-        cached = next((len(e.gen_images[0]) for g in groups for row in g for e in row if _cached(e)), 0)
-        laid_out = [self._decode(rows, codes=cached) for rows in groups]
+        pictures = [picture for rows in groups for row in rows for e in row for picture in e.gen_images]
+        codes = next((len(p) for p in pictures if isinstance(p, list)), 0)
+        latents = [p.latents.shape for p in pictures if isinstance(p, Picture) and p.latents is not None]
+        if len(set(latents)) > 1:
+            raise UserError(f"Cached latents differ in shape: {sorted(set(latents))}; make the cache anew.")
+        shape = latents[0] if pictures and len(latents) == len(pictures) else None
+        laid_out = [self._decode(rows, codes=codes, latents=shape) for rows in groups]
         batch = type(laid_out[0])(*(None if x[0] is None else np.stack(x) for x in zip(*laid_out, strict=True)))
         ids = [e.record_id for rows in groups for row in rows for e in row]
         return Packed(batch, statistics(batch), ids)
 
-    def _decode(self, rows, *, codes):
+    def _decode(self, rows, *, codes, latents):
         """Lays a group out and decodes its pictures; an example whose picture fails is emptied and counted.
 
-        `codes` is the number of cached codes a picture, 0 where pictures to draw come as pixels.
+        `codes` is the number of cached codes a picture, 0 where pictures to draw come as pixels; `latents` the shape
+        of the cached latents beside the pixels, None where not every picture of the batch has them.
         """
         layout = self._layout
         slots = dict(und_slots=layout.und_slots, gen_slots=layout.gen_slots)
         group, und, gen = lay_out(rows, length=layout.length, pad_id=self._pad_id, **slots)
         und_images = np.zeros((layout.und_slots, layout.und_size, layout.und_size, 3), np.uint8)
         gen_images = np.zeros((layout.gen_slots, layout.gen_size, layout.gen_size, 3), np.uint8)
-        for pictures, out, fit, size in (
-            (und, und_images, image_ops.for_understanding, layout.und_size),
-            ([] if codes else gen, gen_images, image_ops.for_generation, layout.gen_size),
-        ):
+        to_draw = lambda p: image_ops.for_generation(image_ops.decode(p), size=layout.gen_size, crop=p.crop)
+        to_understand = lambda p: image_ops.for_understanding(image_ops.decode(p), size=layout.und_size)
+        for pictures, out, fit in ((und, und_images, to_understand), ([] if codes else gen, gen_images, to_draw)):
             for slot, encoded, (row, segment) in pictures:
                 try:
-                    out[slot] = fit(image_ops.decode(encoded), size=size)
+                    out[slot] = fit(encoded)
                 except BadRecord as error:
                     self._bad.bad(BadRecord(f"{rows[row][segment - 1].record_id}: {error}"))
                     empty_segment(group, row=row, segment=segment, pad_id=self._pad_id)
         group = group._replace(und_images=und_images)
-        if not codes:
+        if codes:
+            gen_codes = np.zeros((layout.gen_slots, codes), np.int32)
+            for slot, ids, _ in gen:
+                gen_codes[slot] = ids
+            return group._replace(gen_codes=gen_codes)
+        if latents is None:
             return group._replace(gen_images=gen_images)
-        gen_codes = np.zeros((layout.gen_slots, codes), np.int32)
-        for slot, ids, _ in gen:
-            gen_codes[slot] = ids
-        return group._replace(gen_codes=gen_codes)
+        gen_latents = np.zeros((layout.gen_slots, *latents), np.float32)
+        for slot, picture, _ in gen:
+            gen_latents[slot] = picture.latents
+        return group._replace(gen_images=gen_images, gen_latents=gen_latents)
 
     def get_state(self):
         """{shard number: position} of this host's shards, plain JSON."""
@@ -283,10 +293,6 @@ class Pipeline:
             )
         for v, shard in self.shards.items():
             shard.set_state(states[str(v)])
-
-
-def _cached(example):
-    return bool(example.gen_images) and isinstance(example.gen_images[0], list)
 
 
 def statistics(batch):

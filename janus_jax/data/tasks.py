@@ -4,7 +4,7 @@ Records, whatever their source:
     understanding   {"images": [bytes], "conversation": [{"role", "content"}]}, {"image", "caption"} or
                     {"image", "question", "answer"}
     text            {"text"} or {"conversation"}
-    generation      {"image", "prompt"} (and "prompt_short"), or {"codes", "prompt"}
+    generation      {"image", "prompt"} (and "prompt_short"), with "latents" beside the image or "codes" in its place
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import chat
-from janus_jax.data.image_ops import BadRecord, TooLong, check_drawable, open_image
+from janus_jax.data.image_ops import BadRecord, TooLong, as_picture, check_drawable, open_image
 from janus_jax.errors import UserError
 
 FIRST_SENTENCE = re.compile(r"^.*?[.!?。！？](?=\s|$|[\u4e00-\u9fff])", re.DOTALL)
@@ -30,10 +30,13 @@ class ExampleMaker:
         und_tokens,
         gen_tokens,
         max_length,
+        opening=("boi",),
+        dropped_seen=True,
         roles=("User", "Assistant"),
         system_prompt="",
         prompt_drop=0.1,
         first_sentence=0.0,
+        crop="center",
         overlong="cut",
     ):
         """Sets the layout.
@@ -44,20 +47,25 @@ class ExampleMaker:
           und_tokens: features of a picture to understand.
           gen_tokens: tokens of a picture to draw.
           max_length: L, the longest example that fits a row.
+          opening: names of the special tokens between a drawing prompt and its picture.
+          dropped_seen: whether the padding in place of a dropped prompt is attended.
           roles: strings of user and assistant in the chat template.
           system_prompt: stands before understanding conversations in the chat template.
           prompt_drop: share of drawing prompts that become padding, for guidance.
           first_sentence: share of drawing prompts cut to their first sentence.
+          crop: 'center' or 'random', where pictures to draw are made square.
           overlong: 'cut' the end of texts that are too long, or 'skip' such examples.
 
         Raises:
           UserError: for an unknown choice, and for rows shorter than a picture.
         """
-        if template not in ("plain", "chat") or overlong not in ("cut", "skip"):
-            raise UserError(
-                f"A stage's template is {template!r} and config.data.overlong {overlong!r}; "
-                "known: 'plain' and 'chat', 'cut' and 'skip'."
-            )
+        for field, value, known in (
+            ("A stage's template", template, ("plain", "chat")),
+            ("config.data.overlong", overlong, ("cut", "skip")),
+            ("config.data.crop", crop, ("center", "random")),
+        ):
+            if value not in known:
+                raise UserError(f"{field} is {value!r}; known: {known[0]!r} and {known[1]!r}.")
         if max_length < max(und_tokens, gen_tokens) + 8:
             raise UserError(
                 f"Rows of {max_length} tokens have no room for a picture of {max(und_tokens, gen_tokens)} and its text; "
@@ -66,7 +74,8 @@ class ExampleMaker:
         self.tokenizer, self.template = tokenizer, template
         self.und_tokens, self.gen_tokens, self.max_length = und_tokens, gen_tokens, max_length
         self.roles, self.system_prompt = tuple(roles), system_prompt
-        self.prompt_drop, self.first_sentence, self.overlong = prompt_drop, first_sentence, overlong
+        self.prompt_drop, self.first_sentence, self.crop, self.overlong = prompt_drop, first_sentence, crop, overlong
+        self.opening, self.dropped_seen = [getattr(tokenizer, name) for name in opening], dropped_seen
 
     def __call__(self, record, *, task, rng, record_id=""):
         """Makes one example.
@@ -118,7 +127,7 @@ class ExampleMaker:
             prompt = record.get("prompt_short") or (sentence[0] if sentence else prompt)
         pieces = chat.drawing_prompt(prompt, roles=self.roles if self.template == "chat" else None)
         ids = self.tokenizer.encode("".join(p.text for p in pieces))[0]
-        room = self.max_length - self.gen_tokens - 2
+        room = self.max_length - self.gen_tokens - 1 - len(self.opening)
         if len(ids) > room:
             if self.overlong == "skip":
                 raise TooLong("prompt too long")
@@ -127,17 +136,25 @@ class ExampleMaker:
             ids = ids[:room]
         if drop:
             ids = [self.tokenizer.pad] * len(ids)
-        tokens = [self.tokenizer.bos, *ids, self.tokenizer.boi] + [self.tokenizer.image] * self.gen_tokens
-        picture = record["codes"] if record.get("codes") is not None else _field(record, "image")
-        if record.get("codes") is None:
-            check_drawable(picture)
+        tokens = [self.tokenizer.bos, *ids, *self.opening] + [self.tokenizer.image] * self.gen_tokens
         return Example(
             tokens=np.array(tokens, np.int32),
             text_weights=np.zeros(len(tokens), np.float32),
             task=-1,
-            gen_images=(picture,),
+            gen_images=(self._drawn(record, rng),),
             gen_starts=(len(tokens) - self.gen_tokens,),
+            unseen=(1, 1 + len(ids)) if drop and not self.dropped_seen else (0, 0),
         )
+
+    def _drawn(self, record, rng):
+        """The picture to draw: its cached codes, or the encoded picture with its crop and its cached latents."""
+        if record.get("codes") is not None:
+            return record["codes"]
+        picture = as_picture(_field(record, "image"))
+        check_drawable(picture)
+        if record.get("latents") is not None:  # which belong to a crop that was made before
+            return picture._replace(latents=_array(record["latents"]))
+        return picture._replace(crop=rng.random()) if self.crop == "random" else picture
 
     def _lay_out(self, pieces, images):
         """BOS, then the pieces' tokens, each placeholder expanded to BOI, features, EOI; targets by overlap."""
@@ -199,6 +216,13 @@ def _text(record, name):
     if not isinstance(value, str) or not value.strip():
         raise BadRecord(f"empty {name!r}")
     return value
+
+
+def _array(value):
+    """float32[c, h, w] of an array, or of the bytes and shape that a cache holds."""
+    if isinstance(value, dict):
+        value = np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
+    return np.asarray(value, np.float32)
 
 
 def _checked(image):

@@ -4,7 +4,6 @@ import numpy as np
 
 from janus_jax import stages
 from janus_jax.eval.sheet import contact_sheet
-from janus_jax.generation.base import Guidance
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
 
@@ -33,7 +32,8 @@ class Sampler:
         prompts, guidance = self._config["samples"]["prompts"], self._config["samples"]["guidance"]
         template = self._config["stages"][self._stage]["template"]
         artist = Artist(self._network, params, self._tokenizer, self._config, template=template)
-        return contact_sheet(artist.draw(prompts, seeds=range(len(prompts)), guidance=Guidance(scale=guidance)), prompts)
+        drawings = artist.draw(prompts, seeds=range(len(prompts)), guidance=artist.guidance(scale=guidance))
+        return contact_sheet(drawings, prompts)
 
     def _pairs(self, params, batch):
         """Pictures, each beside what the tokenizer makes of it."""

@@ -5,10 +5,14 @@ from flax import nnx
 
 from janus_jax.layers.autoencoder import Decoder, Encoder
 from janus_jax.layers.conv import Conv
+from janus_jax.layers.linear import ones, param
 
 
 class VAE(nnx.Module):
-    """Encoder, decoder, and the 1x1 convolutions around the latents. Latents here are unscaled."""
+    """Encoder, decoder, the 1x1 convolutions around the latents, and their scale, 1 / their standard deviation.
+
+    Moments and latents here are unscaled; SDXL's scale is 0.13025.
+    """
 
     def __init__(self, rngs, *, widths, num_res_blocks, latent_channels, num_groups=32):
         """Builds it.
@@ -25,6 +29,7 @@ class VAE(nnx.Module):
         self.decoder = Decoder(rngs, z_channels=latent_channels, **net)
         self.quant_conv = Conv(rngs, 2 * latent_channels, 2 * latent_channels, window=1)
         self.post_quant_conv = Conv(rngs, latent_channels, latent_channels, window=1)
+        self.scale = param(rngs, (), (), ones)
 
     def encode(self, pixels):
         """float[M, h, w, 3] in [-1, 1] -> mean and log variance of the posterior, float[M, h/8, w/8, c] each."""

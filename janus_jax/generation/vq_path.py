@@ -4,14 +4,26 @@ The state at the begin-of-image token predicts the first code, every code's stat
 nothing. Code embeddings are a table of their own, started from the L2-normalised codebook, then trained.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from janus_jax.generation.base import GenerationPath, Prepared, to_float
+from janus_jax import flops
+from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
 from janus_jax.generation.vq import VQTokenizer, normalize
 from janus_jax.layers.linear import Mlp, param
+
+
+class VQGuidance(NamedTuple):
+    """How to sample: l = u + scale (c - u), then softmax(l / temperature) over the top k / top p; None is off."""
+
+    scale: float = 5.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 class VQTokenizerNets(nnx.Module):
@@ -48,33 +60,47 @@ class VQNets(VQTokenizerNets):
 class VQPath(GenerationPath):
     """Targets are code ids int32[M, T]; the loss is their cross-entropy."""
 
-    Nets, TokenizerNets = VQNets, VQTokenizerNets
-    read_shift = -1
+    Nets, TokenizerNets, Guidance = VQNets, VQTokenizerNets, VQGuidance
+    read_shift, opening, dropped_seen = -1, ("boi",), True
 
     @staticmethod
     def start_from_tokenizer(params):
         """`embed` starts from the L2-normalised codebook (Janus-Pro's released table lies at cosine 0.99 to it)."""
         return {"embed": normalize(params["tokenizer/codebook"])}
 
-    def prepare(self, pictures, keys):
-        """uint8[M, h, w, 3] -> ids int32[M, T]; the tokenizer runs in fp32, since bf16 changes ids."""
+    @staticmethod
+    def flops(settings, *, embed_dim, encoder, trains):
+        """The tokenizer's encoder, adaptor and head; in the tokenizer's own stage all of it, on crops where asked."""
+        size, vq = settings["image_size"], settings["tokenizer"]
+        encode, decode = flops.vq_tokenizer(size=size, **vq)
+        if trains("generation/tokenizer"):
+            share = ((settings["tokenizer_training"]["crop"] or size) / size) ** 2
+            return {"tokenizer": flops.TRAINED * share * (encode + decode)}
+        codes = (size // 2 ** (len(vq["channel_mult"]) - 1)) ** 2
+        return {
+            "tokenizer": flops.FORWARD * encode,
+            "adaptors": flops.TRAINED * codes * 2 * embed_dim * (vq["codebook_dim"] + embed_dim),
+            "heads": flops.TRAINED * codes * 2 * embed_dim * (embed_dim + vq["codebook_size"]),
+        }
+
+    def prepare(self, pictures, keys, *, look):
+        """Ids int32[M, T], from a cache or from pixels; the tokenizer runs in fp32, since bf16 changes ids."""
+        return self.encode(pictures.images) if pictures.codes is None else pictures.codes
+
+    def encode(self, images):
+        """uint8[M, h, w, 3] -> ids int32[M, T]."""
         tokenizer = self.nets.tokenizer
-        ids = tokenizer.nearest(tokenizer.encode(to_float(pictures, jnp.float32)))
-        return Prepared(jax.lax.stop_gradient(ids))
+        return jax.lax.stop_gradient(tokenizer.nearest(tokenizer.encode(to_float(images, jnp.float32))))
 
-    def from_cache(self, cached, keys):
-        """int32[M, T] codes."""
-        return Prepared(cached)
+    def embed(self, codes):
+        """ids int32[M, T] -> float[M, T, D]; nothing is kept."""
+        return self.nets.adaptor(self.nets.embed.astype(self.dtype)[codes]), None
 
-    def embed(self, prepared):
-        """ids int32[M, T] -> float[M, T, D]."""
-        return self.nets.adaptor(self.nets.embed.astype(self.dtype)[prepared.targets])
-
-    def loss(self, hidden, prepared):
-        """Cross-entropy summed over a picture's codes, and the number of codes that were the likeliest."""
+    def loss(self, hidden, tapped, codes, kept):
+        """Cross-entropy summed over a picture's codes, and the share of codes that were the likeliest."""
         logits = self.nets.head(hidden).astype(jnp.float32)  # [M, T, V]
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, prepared.targets)
-        hits = (jnp.argmax(logits, axis=-1) == prepared.targets).astype(jnp.float32)
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, codes)
+        hits = (jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32)
         return losses.sum(axis=-1), {"gen_accuracy": hits.mean(axis=-1)}
 
     def combine(self, *, text_sum, text_count, picture_sum, picture_count):
@@ -86,37 +112,28 @@ class VQPath(GenerationPath):
         """The figure that is logged as `loss_gen`: mean over codes."""
         return picture_sum / jnp.maximum(picture_count * self.num_tokens, 1)
 
-    def unconditional(self, prompts, *, real, pad_id):
-        """Every token between BOS and BOI becomes pad, and stays attended (the release's guidance rows)."""
-        first = jnp.argmax(real, axis=-1)[:, None]
-        place = jnp.arange(prompts.shape[-1])[None]
-        inner = real & (place > first) & (place < prompts.shape[-1] - 1)
-        return jnp.where(inner, pad_id, prompts)
-
     def sample(self, step, hidden, cache, *, keys, guidance):
         """One scan over T codes; the last id is not fed back."""
+        rows = len(hidden) // len(keys)
 
-        def draw(hidden, keys):
-            pairs = self.nets.head(hidden).astype(jnp.float32).reshape(-1, 2, self.nets.embed.shape[0])
-            conditional, unconditional = pairs[:, 0], pairs[:, 1]
-            logits = unconditional + guidance.scale * (conditional - unconditional)
-            return choose(logits, keys, guidance)
+        def draw(hidden, place):
+            logits = guide(self.nets.head(hidden).astype(jnp.float32), guidance)
+            return choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, place), guidance)
 
         def body(carry, place):
             hidden, cache = carry
-            ids = draw(hidden, jax.vmap(jax.random.fold_in, (0, None))(keys, place))
-            embedded = self.embed(Prepared(jnp.repeat(ids, 2)[:, None]))
+            ids = draw(hidden, place)
+            embedded, _ = self.embed(jnp.repeat(ids, rows)[:, None])
             hidden, cache = step(embedded, cache)
             return (hidden[:, 0], cache), ids
 
         (hidden, _), ids = jax.lax.scan(body, (hidden, cache), jnp.arange(self.num_tokens - 1))
-        last = draw(hidden, jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_tokens - 1))
-        ids = jnp.concatenate([ids, last[None]]).T  # [B, T]
+        ids = jnp.concatenate([ids, draw(hidden, self.num_tokens - 1)[None]]).T  # [B, T]
         return self.nets.tokenizer.decode(ids), ids
 
     def reconstruct(self, pictures):
         """Through the tokenizer and back: uint8[M, h, w, 3] -> float[M, h, w, 3], the ceiling of every drawing."""
-        return self.nets.tokenizer.decode(self.prepare(pictures, None).targets)
+        return self.nets.tokenizer.decode(self.encode(pictures))
 
     def tokenizer_loss(self, pictures, keys, used):
         """Reconstruction + codebook + commitment (VQ-VAE), and `revival` of unused codes."""
@@ -148,20 +165,3 @@ def choose(logits, keys, guidance):
         floor = jnp.where(before < guidance.top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
         logits = jnp.where(logits < floor, -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(keys, logits)
-
-
-def busy_crop(pixels, key, *, side, tries=4):
-    """The square of most variance among a few random ones, since plain ground teaches nothing twice.
-
-    Args:
-      pixels: float[h, w, 3].
-      key: draws the squares.
-      side: of the square.
-      tries: how many are drawn.
-
-    Returns:
-      float[side, side, 3].
-    """
-    corners = jax.random.randint(key, (tries, 2), 0, jnp.array([pixels.shape[:2]]) - side + 1)
-    crops = jax.vmap(lambda corner: jax.lax.dynamic_slice(pixels, (*corner, 0), (side, side, 3)))(corners)
-    return crops[jnp.argmax(crops.var(axis=(1, 2, 3)))]

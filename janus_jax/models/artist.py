@@ -5,6 +5,7 @@ import numpy as np
 
 from janus_jax import sharding
 from janus_jax.data import chat, image_ops
+from janus_jax.errors import UserError
 from janus_jax.models import decode
 
 
@@ -14,6 +15,7 @@ class Artist:
     def __init__(self, network, params, tokenizer, config, *, template):
         """`template` is that of the stage the model comes from, 'plain' or 'chat'."""
         self.network, self.params, self.tokenizer = network, params, tokenizer
+        self._path = network.merge(network.abstract).path
         encoder = config["model"]["understanding"]["encoder"]
         self._size, self._features = encoder["image_size"], (encoder["image_size"] // encoder["patch_size"]) ** 2
         self._roles, self._system, self._chat = (
@@ -22,13 +24,25 @@ class Artist:
             template == "chat",
         )
 
+    def guidance(self, **settings):
+        """How to draw: the path's defaults, but for these settings; None leaves a default.
+
+        Raises:
+          UserError: for a setting that the model's way of drawing does not have.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        known = self._path.Guidance._fields
+        if unknown := [name for name in given if name not in known]:
+            raise UserError(f"This model draws without {unknown[0]}; its settings are {list(known)}.")
+        return self._path.Guidance(**given)
+
     def draw(self, prompts, *, seeds, guidance):
         """Draws one picture a prompt.
 
         Args:
           prompts: strings.
           seeds: int, one a picture; a picture depends on its prompt and seed, not on the batch.
-          guidance: Guidance.
+          guidance: of `self.guidance`.
 
         Returns:
           uint8[B, h, w, 3].
@@ -36,7 +50,8 @@ class Artist:
         roles = self._roles if self._chat else None
         texts = ["".join(p.text for p in chat.drawing_prompt(prompt, roles=roles)) for prompt in prompts]
         t = self.tokenizer
-        ids, real = decode.right_align([[t.bos, *t.encode(text)[0], t.boi] for text in texts], pad_id=t.pad)
+        opening = [getattr(t, name) for name in self._path.opening]
+        ids, real = decode.right_align([[t.bos, *t.encode(text)[0], *opening] for text in texts], pad_id=t.pad)
         keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
         ids, real, keys = sharding.spread((ids, real, keys))
         pictures, _ = decode.draw_batch(self.params, ids, real, keys, network=self.network, pad_id=t.pad, guidance=guidance)

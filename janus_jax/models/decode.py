@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.layers.attention import attention
-from janus_jax.models.interleave import insert
 
 
 class Cache(NamedTuple):
@@ -20,17 +19,19 @@ class Cache(NamedTuple):
 
     Attributes:
       keys, values: lists of float[B, P, K, H], P positions in all.
-      real: bool[B, P], which of the filled positions may be attended.
+      seen: bool[B, P], which of the filled positions may be attended.
       length: int32 scalar, positions filled.
+      position: int32[B] of what comes next.
     """
 
     keys: list
     values: list
-    real: jax.Array
+    seen: jax.Array
     length: jax.Array
+    position: jax.Array
 
 
-def prefill(model, x, *, real, room):
+def prefill(model, x, *, real, room, seen=None):
     """Runs the prompts.
 
     Args:
@@ -38,13 +39,14 @@ def prefill(model, x, *, real, room):
       x: float[B, P, D] embeddings, right-aligned.
       real: bool[B, P], False on the padding at the left.
       room: positions to keep free for what follows.
+      seen: bool[B, P], which positions may be attended; `real` without it. Positions count on where nothing is seen.
 
     Returns:
       hidden float[B, D] at the end of the prompts, Cache.
     """
-    b, p, _ = x.shape
+    p, seen = x.shape[1], real if seen is None else seen
     positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
-    causal = jnp.tril(jnp.ones((1, p, p), bool)) & real[:, None, :]
+    causal = jnp.tril(jnp.ones((1, p, p), bool)) & seen[:, None, :]
     mask = (causal | jnp.eye(p, dtype=bool)[None])[:, None]
 
     def body(x, layer):
@@ -58,14 +60,17 @@ def prefill(model, x, *, real, room):
 
     x, (keys, values) = jax.lax.scan(body, x, model.llm.layers)
     widen = lambda kv: [jnp.pad(a, ((0, 0), (0, room), (0, 0), (0, 0))) for a in kv]
-    cache = Cache(widen(keys), widen(values), jnp.pad(real, ((0, 0), (0, room))), jnp.int32(p))
+    cache = Cache(widen(keys), widen(values), jnp.pad(seen, ((0, 0), (0, room))), jnp.int32(p), real.sum(axis=1))
     return model.llm.norm(x)[:, -1], cache
 
 
 def step(model, x, cache):
-    """One position on: float[B, 1, D] -> hidden float[B, 1, D], Cache."""
-    real = cache.real.at[:, cache.length].set(True)
-    positions = (real.sum(axis=1) - 1)[:, None]
+    """Some positions on: float[B, k, D] -> hidden float[B, k, D], Cache."""
+    k = x.shape[1]
+    seen = jax.lax.dynamic_update_slice_in_dim(cache.seen, jnp.ones((len(x), k), bool), cache.length, axis=1)
+    positions = cache.position[:, None] + jnp.arange(k)[None]
+    past = jnp.arange(seen.shape[1])[None, None] <= (cache.length + jnp.arange(k))[None, :, None]
+    mask = (seen[:, None] & past)[:, None]
     keys, values = list(cache.keys), list(cache.values)
     for i in range(model.llm.num_layers):
         layer = jax.tree.map(lambda a, i=i: a[i], model.llm.layers)
@@ -73,10 +78,10 @@ def step(model, x, cache):
         def attend(q, k, v, i=i):
             keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, cache.length, axis=1)
             values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, cache.length, axis=1)
-            return attention(q, keys[i], values[i], mask=real[:, None, None])
+            return attention(q, keys[i], values[i], mask=mask)
 
         x = layer(x, positions=positions, attend=attend)
-    return model.llm.norm(x), Cache(keys, values, real, cache.length + 1)
+    return model.llm.norm(x), Cache(keys, values, seen, cache.length + k, cache.position + k)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "guidance"))
@@ -85,24 +90,25 @@ def draw_batch(params, prompts, real, keys, *, network, pad_id, guidance):
 
     Args:
       params: {path: array}.
-      prompts: int32[B, P] ids up to BOI, right-aligned.
+      prompts: int32[B, P] ids up to the picture, right-aligned.
       real: bool[B, P].
       keys: key[B], one per picture.
       network: Network of Janus.
       pad_id: what the unconditional rows hold instead of words.
-      guidance: Guidance.
+      guidance: the path's Guidance.
 
     Returns:
-      uint8[B, h, w, 3] pictures, truncated as the release does, and their codes.
+      uint8[B, h, w, 3] pictures, truncated as the release does, and their targets.
     """
     model = network.merge(params)
-    path = model.path
-    without = path.unconditional(prompts, real=real, pad_id=pad_id)
-    pairs = jnp.stack([prompts, without], axis=1).reshape(-1, prompts.shape[-1])  # conditional, unconditional, ...
-    x = model.embed_text(pairs)
-    hidden, cache = prefill(model, x, real=jnp.repeat(real, 2, axis=0), room=path.num_tokens)
-    pictures, codes = path.sample(functools.partial(step, model), hidden, cache, keys=keys, guidance=guidance)
-    return to_uint8(pictures), codes
+    path, seen = model.path, real
+    if guidance.scale != 1:  # rows alternate conditional, unconditional
+        without, seen_without = path.unconditional(prompts, real=real, pad_id=pad_id)
+        pair = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])
+        prompts, real, seen = pair(prompts, without), pair(real, real), pair(real, seen_without)
+    hidden, cache = prefill(model, model.embed_text(prompts), real=real, seen=seen, room=path.num_tokens)
+    pictures, targets = path.sample(functools.partial(step, model), hidden, cache, keys=keys, guidance=guidance)
+    return to_uint8(pictures), targets
 
 
 def to_uint8(pictures):
@@ -136,9 +142,8 @@ def answer_batch(params, prompts, real, pictures, starts, keys, *, network, eos_
       int32[B, max_tokens] ids, EOS from the end on.
     """
     model = network.merge(params)
-    b, u = pictures.shape[:2]
-    features = model.understand(pictures.reshape(-1, *pictures.shape[2:]))
-    x = insert(model.embed_text(prompts), features.reshape(b, u, *features.shape[1:]), start=starts)
+    b = len(prompts)
+    x = model.insert_pictures(model.embed_text(prompts), pictures, start=starts)
     hidden, cache = prefill(model, x, real=real, room=max_tokens)
 
     def pick(hidden, place):

@@ -12,13 +12,14 @@ def _flat(start, *, length, row_tokens, shift=0):
     return positions.reshape(start.shape[0], -1)
 
 
-def insert(x, pictures, *, start):
+def insert(x, pictures, *, start, shift=0):
     """Overwrites picture positions of packed rows.
 
     Args:
       x: float[S, R*L, D] embeddings of a pack group's rows, laid end to end.
       pictures: float[S, G, T, D].
       start: int32[S, G] first flat position of each picture; R*L marks an unused slot.
+      shift: how far from there its first token is put.
 
     Returns:
       float[S, R*L, D].
@@ -26,7 +27,7 @@ def insert(x, pictures, *, start):
     s, _, t, d = pictures.shape
     chex.assert_shape(x, (s, None, d))
     chex.assert_shape(start, pictures.shape[:2])
-    where = _flat(start, length=t, row_tokens=x.shape[1])
+    where = _flat(start, length=t, row_tokens=x.shape[1], shift=shift)
     return jax.vmap(lambda x, w, p: x.at[w].set(p, mode="drop"))(x, where, pictures.reshape(s, -1, d).astype(x.dtype))
 
 

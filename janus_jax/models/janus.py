@@ -19,25 +19,44 @@ from flax import nnx
 from janus_jax.batch import TASKS
 from janus_jax.errors import UserError
 from janus_jax.generation import PATHS
-from janus_jax.generation.base import to_float
-from janus_jax.layers.linear import Mlp
+from janus_jax.generation.base import Pictures, to_float
+from janus_jax.layers.linear import Linear, Mlp, param, trailing, zeros
 from janus_jax.losses import text_cross_entropy
 from janus_jax.models.interleave import extract, insert
 from janus_jax.models.llama import Llama
 from janus_jax.models.siglip import Siglip
 
+ADAPTORS = ("mlp", "linear")
+
 
 class Understanding(nnx.Module):
-    """SigLIP encoder and the adaptor into the LLM's space."""
+    """SigLIP encoder, the adaptor into the LLM's space, and for JanusFlow a learned vector before the features.
 
-    def __init__(self, rngs, *, embed_dim, encoder):
+    `begin` takes the place of the begin-of-image token (JanusFlow, section 3.2). It starts at zero.
+    """
+
+    def __init__(self, rngs, *, embed_dim, encoder, adaptor="mlp", begin=False):
+        if adaptor not in ADAPTORS:
+            raise UserError(f"config.model.understanding.adaptor is {adaptor!r}; known: {list(ADAPTORS)}.")
         self.encoder = Siglip(rngs, **encoder)
-        axes = ("embed", "embed_out", "embed")
-        self.adaptor = Mlp(rngs, encoder["embed_dim"], embed_dim, embed_dim, axes=(None, *axes[1:]))
+        self.begin = param(rngs, (embed_dim,), ("embed",), zeros) if begin else None
+        self.lead = int(begin)  # positions before the first feature
+        if adaptor == "mlp":
+            self.adaptor = Mlp(rngs, encoder["embed_dim"], embed_dim, embed_dim, axes=(None, "embed_out", "embed"))
+        else:
+            self.adaptor = Linear(rngs, encoder["embed_dim"], embed_dim, axes=("embed_out", "embed"))
+
+    def look(self, pictures, *, dtype):
+        """uint8[M, h, w, 3] -> features float[M, T, F]."""
+        return self.encoder(to_float(pictures, dtype))
 
     def __call__(self, pictures, *, dtype):
-        """uint8[M, h, w, 3] -> float[M, T, D]."""
-        return self.adaptor(self.encoder(to_float(pictures, dtype)))
+        """uint8[M, h, w, 3] -> float[M, lead + T, D]."""
+        features = self.adaptor(self.look(pictures, dtype=dtype))
+        if self.begin is None:
+            return features
+        begin = jnp.broadcast_to(trailing(self.begin, features), (len(features), 1, features.shape[-1]))
+        return jnp.concatenate([begin, features], axis=1)
 
 
 class Counts(NamedTuple):
@@ -83,8 +102,18 @@ class Janus(nnx.Module):
         return self.llm.embed_tokens(tokens, dtype=self.dtype)
 
     def understand(self, pictures):
-        """uint8[M, h, w, 3] -> float[M, T, D]."""
+        """uint8[M, h, w, 3] -> float[M, lead + T, D]."""
         return self.understanding(pictures, dtype=self.dtype)
+
+    def look(self, pictures):
+        """Features of the understanding encoder as it is now, without gradient: uint8[M, h, w, 3] -> float[M, T, F]."""
+        return jax.lax.stop_gradient(self.understanding.look(pictures, dtype=self.dtype))
+
+    def insert_pictures(self, x, pictures, *, start):
+        """Puts pictures to understand into rows: uint8[S, U, h, w, 3] and int32[S, U] of each one's first feature."""
+        seen = self.understand(rearrange(pictures, "s u ... -> (s u) ..."))
+        seen = seen.reshape(*start.shape, *seen.shape[1:])
+        return insert(x, seen, start=start, shift=-self.understanding.lead)
 
     def loss(self, batch, *, counts, keys):
         """Training loss of a batch, or of a microbatch of a batch with these counts.
@@ -102,39 +131,33 @@ class Janus(nnx.Module):
         chex.assert_equal_shape(batch[:5])
         chex.assert_equal_shape([batch.gen_start, keys])
         used = batch.gen_start < batch.tokens.shape[1] * length
-        prepared = self._prepare(batch, keys.reshape(-1))
+        join = lambda a: None if a is None else rearrange(a, "s g ... -> (s g) ...")
+        pictures = Pictures(join(batch.gen_images), join(batch.gen_codes), join(batch.gen_latents))
+        prepared = path.prepare(pictures, keys.reshape(-1), look=self.look)
 
         x = rearrange(self.embed_text(batch.tokens), "s r l d -> s (r l) d")
-        features = self.understand(rearrange(batch.und_images, "s u h w c -> (s u) h w c"))
-        by_group = lambda pictures, start: pictures.reshape(*start.shape, *pictures.shape[1:])
-        x = insert(x, by_group(features, batch.und_start), start=batch.und_start)
-        x = insert(x, by_group(path.embed(prepared), batch.gen_start), start=batch.gen_start)
+        x = self.insert_pictures(x, batch.und_images, start=batch.und_start)
+        embedded, kept = path.embed(prepared)
+        x = insert(x, embedded.reshape(*batch.gen_start.shape, *embedded.shape[1:]), start=batch.gen_start)
 
         rows = lambda ids: rearrange(ids, "s r l -> (s r) l")
         x = rearrange(x, "s (r l) d -> (s r) l d", l=length)
-        x = self.llm(x, positions=rows(batch.positions), segment_ids=rows(batch.segment_ids))
-        x = rearrange(x, "(s r) l d -> s (r l) d", s=s)
+        x, tapped = self.llm(x, positions=rows(batch.positions), segment_ids=rows(batch.segment_ids), tap=path.tap_layer)
+        x, tapped = (None if a is None else rearrange(a, "(s r) l d -> s (r l) d", s=s) for a in (x, tapped))
 
         flat = lambda a: rearrange(a, "s r l -> s (r l)")
         targets = flat(jnp.roll(batch.tokens, -1, axis=-1))
         text, hits = text_cross_entropy(x, head=self.llm.head, targets=targets, weights=flat(batch.text_weights))
-        drawn = extract(x, start=batch.gen_start, length=path.num_tokens, shift=path.read_shift)
-        pictures, extra = path.loss(rearrange(drawn, "s g t d -> (s g) t d"), prepared)
+        read = lambda a: join(extract(a, start=batch.gen_start, length=path.num_tokens, shift=path.read_shift))
+        pictures, extra = path.loss(read(x), None if tapped is None else read(tapped), prepared, kept)
         pictures = jnp.where(used.reshape(-1), pictures, 0)
 
         loss = path.combine(
             text_sum=text.sum(), text_count=counts.text, picture_sum=pictures.sum(), picture_count=counts.pictures
         )
         metrics = {"loss_gen": path.per_picture(pictures.sum(), counts.pictures)}
-        metrics |= {k: (v * used.reshape(-1)).sum() / jnp.maximum(counts.pictures, 1) for k, v in extra.items()}
+        metrics |= {k: jnp.where(used.reshape(-1), v, 0).sum() / jnp.maximum(counts.pictures, 1) for k, v in extra.items()}
         return loss, metrics | self._text_metrics(batch, flat(batch.task_ids), text, hits)
-
-    def _prepare(self, batch, keys):
-        """Targets of every generation slot, from pixels or from a cache; nothing here is differentiated."""
-        join = lambda x: x.reshape(-1, *x.shape[2:])
-        if batch.gen_codes is not None:
-            return self.path.from_cache(join(batch.gen_codes), keys)
-        return self.path.prepare(join(batch.gen_images), keys)
 
     def _text_metrics(self, batch, tasks, losses, hits):
         """Sums and counts by task; the train step divides them over the whole batch."""
@@ -167,8 +190,14 @@ class TokenizerTrainer(nnx.Module):
         losses, extra = self.path.tokenizer_loss(
             rearrange(batch.gen_images, "s g h w c -> (s g) h w c"), keys.reshape(-1), used
         )
-        mean = lambda v: (v * used).sum() / jnp.maximum(counts.pictures, 1)
+        mean = lambda v: jnp.where(used, v, 0).sum() / jnp.maximum(counts.pictures, 1)
         return mean(losses), {"loss_gen": mean(losses)} | {k: mean(v) for k, v in extra.items()}
+
+    def settle(self, batch):
+        """What the trained tokenizer measures of itself: {path: array}."""
+        used = (batch.gen_start < batch.tokens.shape[1] * batch.tokens.shape[2]).reshape(-1)
+        measured = self.path.settle(rearrange(batch.gen_images, "s g h w c -> (s g) h w c"), used)
+        return {f"generation/{path}": value for path, value in measured.items()}
 
 
 def pick_path(kind):

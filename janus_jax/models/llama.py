@@ -7,6 +7,7 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from janus_jax import sharding
@@ -95,24 +96,33 @@ class Llama(nnx.Module):
         table = sharding.constrain(self.embed.astype(dtype), "vocab", None)  # gathered over fsdp before the look-up
         return table[tokens]
 
-    def __call__(self, x, *, positions, segment_ids):
+    def __call__(self, x, *, positions, segment_ids, tap=None):
         """Hidden states of packed rows after the final norm.
 
         Args:
           x: float[B, L, D] embeddings.
           positions: int32[B, L].
           segment_ids: int32[B, L], 0 is padding.
+          tap: a block, counted from 1, whose output is wanted too.
 
         Returns:
-          float[B, L, D].
+          float[B, L, D]; and the output of block `tap`, float[B, L, D] before any final norm, or None.
         """
         chex.assert_shape([positions, segment_ids], x.shape[:2])
+        if tap is not None and not 1 <= tap <= self.num_layers:
+            raise UserError(
+                f"The loss asks for the output of block {tap}; config.model.llm.num_layers is {self.num_layers}."
+            )
         attend = functools.partial(attention, mask=segment_mask(segment_ids))
 
-        def body(x, layer):
-            x = layer(x, positions=positions, attend=attend)
-            return sharding.constrain(x, "batch", "length", "act_embed"), None
+        def body(carry, numbered):
+            (x, tapped), (number, layer) = carry, numbered
+            x = sharding.constrain(layer(x, positions=positions, attend=attend), "batch", "length", "act_embed")
+            tapped = None if tapped is None else jnp.where(number == tap, x, tapped)
+            return (x, tapped), None
 
         body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
-        x, _ = jax.lax.scan(body, x, self.layers, unroll=self.remat == "none")
-        return self.norm(x)
+        numbered = (jnp.arange(1, self.num_layers + 1), self.layers)
+        carry = (x, None if tap is None else x)
+        (x, tapped), _ = jax.lax.scan(body, carry, numbered, unroll=self.remat == "none")
+        return self.norm(x), tapped

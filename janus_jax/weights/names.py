@@ -45,6 +45,7 @@ def _square(pixels):
 SAME = Form(lambda a, shape: a.reshape(shape), lambda a: a)
 FLAT = Form(lambda a, shape: a.reshape(shape), lambda a: a.reshape(-1))  # biases of heads
 ONE_ROW = Form(lambda a, shape: a.reshape(shape), lambda a: a[None])
+ONE_CELL = Form(lambda a, shape: a.reshape(shape), lambda a: a[None, None, None])  # a vector over a feature map
 LINEAR, FROM_HEADS = _linear(1), _linear(2)
 CONV = Form(lambda a, shape: a.transpose(2, 3, 1, 0).reshape(shape), lambda a: a.transpose(3, 2, 0, 1))  # OIHW, HWIO
 POINTWISE = Form(  # a 1x1 convolution of ours that a layout holds as a linear map

@@ -13,6 +13,7 @@ from janus_jax.weights.names import (
     FLAT,
     FROM_HEADS,
     LINEAR,
+    ONE_CELL,
     ONE_ROW,
     PATCH,
     POINTWISE,
@@ -155,8 +156,39 @@ def _diffusers_vae(query, key, value, out):
     return rows
 
 
-JANUS = {
-    "deepseek": [
+def _convnext(theirs, ours):
+    ours, theirs = f"{ours}/blocks/{{i}}", f"{theirs}.mid_block.res_blocks.{{i}}"
+    return [
+        *weight_and_bias(f"{theirs}.depthwise", f"{ours}/depthwise", CONV),
+        line(f"{theirs}.norm.weight", f"{ours}/norm/scale"),
+        *weight_and_bias(f"{theirs}.channelwise_linear_1", f"{ours}/widen", LINEAR),
+        line(f"{theirs}.channelwise_norm.weight", f"{ours}/grn/gain", ONE_CELL),
+        line(f"{theirs}.channelwise_norm.bias", f"{ours}/grn/bias", ONE_CELL),
+        *weight_and_bias(f"{theirs}.channelwise_linear_2", f"{ours}/narrow", LINEAR),
+        *weight_and_bias(f"{theirs}.cond_embeds_mapper", f"{ours}/modulate", LINEAR),
+    ]
+
+
+def _flow():
+    """JanusFlow's ConvNeXt nets and the linear maps between them and the LLM."""
+    encoder, decoder = "vision_gen_enc_model", "vision_gen_dec_model"
+    return [
+        *weight_and_bias(f"{encoder}.time_embed.linear_1", "generation/encoder/time_1", LINEAR),
+        *weight_and_bias(f"{encoder}.time_embed.linear_2", "generation/encoder/time_2", LINEAR),
+        *weight_and_bias(f"{encoder}.in_conv", "generation/encoder/patch", CONV),
+        *_convnext(encoder, "generation/encoder"),
+        *weight_and_bias("vision_gen_enc_aligner", "generation/encoder_adaptor", LINEAR),
+        line("vision_gen_dec_aligner_norm.weight", "generation/decoder_norm/scale"),
+        *weight_and_bias("vision_gen_dec_aligner", "generation/decoder_adaptor", LINEAR),
+        line(f"{decoder}.input_norm.weight", "generation/decoder/norm_in/scale"),
+        *_convnext(decoder, "generation/decoder"),
+        line(f"{decoder}.out_convs.0.norm.weight", "generation/decoder/norm_out/scale"),
+        *weight_and_bias(f"{decoder}.out_convs.0.unpatch_conv", "generation/decoder/unpatch", CONV),
+    ]
+
+
+JANUS = {  # (layout, way of drawing) -> table
+    ("deepseek", "vq"): [
         *_llm("language_model.model.", "language_model.lm_head"),
         *_siglip_timm("vision_model.vision_tower."),
         *_mlp("aligner.layers.0", "aligner.layers.2", "understanding/adaptor"),
@@ -165,7 +197,14 @@ JANUS = {
         *_mlp("gen_aligner.layers.0", "gen_aligner.layers.2", "generation/adaptor"),
         *_mlp("gen_head.output_mlp_projector", "gen_head.vision_head", "generation/head"),
     ],
-    "transformers": [
+    ("deepseek", "flow"): [
+        *_llm("language_model.model.", "language_model.lm_head"),
+        *_siglip_timm("vision_und_enc_model.vision_tower."),
+        *weight_and_bias("vision_und_enc_aligner", "understanding/adaptor", LINEAR),
+        line("beg_of_und_embed", "understanding/begin", ONE_ROW),
+        *_flow(),
+    ],
+    ("transformers", "vq"): [
         *_llm("model.language_model.", "lm_head"),
         *_siglip_transformers("model.vision_model.", "projection_layer"),
         *_mlp("model.aligner.fc1", "model.aligner.hidden_layers.0", "understanding/adaptor"),
@@ -179,6 +218,14 @@ JANUS = {
         *_mlp("model.generation_head.proj_out", "model.generation_head.vision_head", "generation/head"),
     ],
 }  # fmt: skip
+LAYOUTS = ("deepseek", "transformers")
+ABSENT = {"vq": r"$^", "flow": r"generation/(tokenizer|alignment)/.*"}  # what releases of a kind leave out
+
+
+def stored(kind, abstract):
+    """The parameters that a release of this way of drawing stores: JanusFlow's has no autoencoder and no alignment."""
+    return {path: leaf for path, leaf in abstract.items() if not re.fullmatch(ABSENT[kind], path)}
+
 
 TOWERS = {  # layout -> tables, of which the one that knows the file's names is taken
     "llama": [_llm("model.", "lm_head")],
@@ -207,22 +254,27 @@ IDLE = {  # names that these files hold and the towers do not use: pooling heads
 }
 
 
-def unused(layout, abstract):
+def stored_tower(layout, abstract):
+    """The same of a tower: diffusers keeps the scale of latents in its config.json."""
+    return {path: leaf for path, leaf in abstract.items() if (layout, path) != ("diffusers_vae", f"{TOKENIZER}/scale")}
+
+
+def unused(layout, kind, abstract):
     """{their name: shape} of what a released layout stores and never uses: SigLIP's pooling head, code usage.
 
-    `abstract` is {our path: anything with a shape}.
+    `kind` is the way of drawing, `abstract` {our path: anything with a shape}.
     """
     if layout != "deepseek":
         return {}
     width = abstract[f"{ENCODER}/norm/scale"].shape[0]
     hidden = abstract[f"{ENCODER}/layers/mlp/fc_1/kernel"].shape[-1]
-    pool = "vision_model.vision_tower.attn_pool"
+    pool = f"{'vision_und_enc_model' if kind == 'flow' else 'vision_model'}.vision_tower.attn_pool"
     maps = {"q": (width, width), "kv": (2 * width, width), "proj": (width, width)}
     maps |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
     shapes = {f"{pool}.latent": (1, 1, width), f"{pool}.norm.weight": (width,), f"{pool}.norm.bias": (width,)}
     for name, shape in maps.items():
         shapes |= {f"{pool}.{name}.weight": shape, f"{pool}.{name}.bias": shape[:1]}
-    return shapes | {"gen_vision_model.quantize.codebook_used": (65_536,)}
+    return shapes | ({"gen_vision_model.quantize.codebook_used": (65_536,)} if kind == "vq" else {})
 
 
 def synthesise(name, shape, dtype):

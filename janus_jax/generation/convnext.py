@@ -1,0 +1,107 @@
+"""JanusFlow's two small nets around the LLM: ConvNeXt blocks told of the time, a shallow U with one long skip.
+
+After the released code (JanusFlow, section 3.2, figure 2): each block is ConvNeXt V2's, with RMSNorm, and is modulated
+by the time after its residual sum. Feature maps are NHWC.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from janus_jax.layers.conv import Conv
+from janus_jax.layers.linear import Linear, param, trailing, zeros
+from janus_jax.layers.norm import RMSNorm
+
+
+def sinusoid(time, width):
+    """[cos | sin] of times at geometric frequencies: float[M] -> float32[M, width]."""
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = time.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class GRN(nnx.Module):
+    """Global response normalisation (ConvNeXt V2, section 3.2): channels compete by their norm over the map."""
+
+    def __init__(self, rngs, dim):
+        self.gain = param(rngs, (dim,), ("norm",), zeros)
+        self.bias = param(rngs, (dim,), ("norm",), zeros)
+
+    def __call__(self, x):
+        """float[M, h, w, C] -> float[M, h, w, C]."""
+        x32 = x.astype(jnp.float32)
+        norm = jnp.sqrt(jnp.sum(x32 * x32, axis=(1, 2), keepdims=True))
+        share = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
+        return (trailing(self.bias, x32) + (trailing(self.gain, x32) * share + 1) * x32).astype(x.dtype)
+
+
+class ConvNeXtBlock(nnx.Module):
+    """x + ConvNeXt(x), then scaled and shifted by the time. Fresh: LeCun normal kernels, GRN at zero."""
+
+    def __init__(self, rngs, dim, *, time_dim, norm_eps):
+        self.depthwise = Conv(rngs, dim, dim, window=7, groups=dim)
+        self.norm = RMSNorm(rngs, dim, eps=norm_eps)
+        self.widen = Linear(rngs, dim, 4 * dim, axes=("conv_in", "mlp"))
+        self.grn = GRN(rngs, 4 * dim)
+        self.narrow = Linear(rngs, 4 * dim, dim, axes=("mlp", "conv_out"))
+        self.modulate = Linear(rngs, time_dim, 2 * dim, axes=("embed", "conv_out"))
+
+    def __call__(self, x, time):
+        """float[M, h, w, C] and the time's embedding float[M, D] -> float[M, h, w, C]."""
+        y = self.widen(self.norm(self.depthwise(x)))
+        x = x + self.narrow(self.grn(jax.nn.gelu(y, approximate=False)))
+        scale, shift = jnp.split(self.modulate(jax.nn.silu(time))[:, None, None], 2, axis=-1)
+        return x * (1 + scale) + shift
+
+
+class FlowEncoder(nnx.Module):
+    """Latents in 2x2 patches through ConvNeXt blocks, and the time's embedding, which the LLM reads as a token."""
+
+    def __init__(self, rngs, *, latent_channels, dim, num_blocks, time_dim, norm_eps):
+        """Builds it.
+
+        Args:
+          rngs: where fresh parameters come from.
+          latent_channels: c.
+          dim: C, channels of the blocks and width of the sinusoid.
+          num_blocks: how many.
+          time_dim: D of the LLM.
+          norm_eps: of every norm.
+        """
+        self.dim, self.num_blocks = dim, num_blocks
+        self.time_1 = Linear(rngs, dim, time_dim, axes=("embed_out", "embed"))
+        self.time_2 = Linear(rngs, time_dim, time_dim, axes=("embed_out", "embed"))
+        self.patch = Conv(rngs, latent_channels, dim, window=2, stride=2, padding="VALID")
+        block = lambda: ConvNeXtBlock(rngs, dim, time_dim=time_dim, norm_eps=norm_eps)
+        self.blocks = nnx.Dict({str(i): block() for i in range(num_blocks)})
+
+    def __call__(self, latents, time):
+        """float[M, h, w, c] and float[M] in [0, 1] -> float[M, h/2, w/2, C], time's embedding float[M, D]."""
+        embedded = self.time_1(sinusoid(1000 * time, self.dim).astype(latents.dtype))
+        embedded = self.time_2(jax.nn.silu(embedded))
+        x = self.patch(latents)
+        for i in range(self.num_blocks):
+            x = self.blocks[str(i)](x, embedded)
+        return x, embedded
+
+
+class FlowDecoder(nnx.Module):
+    """States of the LLM, beside the encoder's output (the long skip), through ConvNeXt blocks to the velocity."""
+
+    def __init__(self, rngs, *, latent_channels, dim, num_blocks, time_dim, norm_eps):
+        """The encoder's arguments; blocks are twice as wide, for both halves of their input."""
+        self.num_blocks = num_blocks
+        self.norm_in = RMSNorm(rngs, dim, eps=norm_eps)
+        block = lambda: ConvNeXtBlock(rngs, 2 * dim, time_dim=time_dim, norm_eps=norm_eps)
+        self.blocks = nnx.Dict({str(i): block() for i in range(num_blocks)})
+        self.norm_out = RMSNorm(rngs, 2 * dim, eps=norm_eps)
+        self.unpatch = Conv(rngs, 2 * dim, 4 * latent_channels, window=1)
+
+    def __call__(self, x, skip, time):
+        """float[M, h/2, w/2, C] twice, and the time's embedding float[M, D] -> float[M, h, w, c]."""
+        x = jnp.concatenate([self.norm_in(x), skip], axis=-1)
+        for i in range(self.num_blocks):
+            x = self.blocks[str(i)](x, time)
+        return rearrange(self.unpatch(self.norm_out(x)), "m h w (c p q) -> m (h p) (w q) c", p=2, q=2)

@@ -1,0 +1,150 @@
+"""JanusFlow's forward pass, gradients and sampling against the release's own numbers.
+
+The fixtures' folder is JANUS_GOLDEN, tests/golden without it; every size comes from its dims.json.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.generation.flow import FlowGuidance, noised
+from janus_jax.models import decode
+from janus_jax.models.interleave import insert
+from janus_jax.weights import names
+from tests.golden_model import GOLDEN, close, flow_model, inputs, load_janus, nhwc, sizes, spell_out
+
+FOLDER = GOLDEN / "janusflow_tiny"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """Network, parameters, inputs and outputs."""
+    return *load_janus(flow_model(sizes(FOLDER)), FOLDER / "model.safetensors"), inputs(FOLDER)
+
+
+def whole(model, x, *, tap=None):
+    """The LLM over rows of one example each."""
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+    return model.llm(x, positions=positions, segment_ids=jnp.ones(x.shape[:2], jnp.int32), tap=tap)
+
+
+def moved(io):
+    """The fixture's pictures at their times."""
+    return noised(nhwc(io["flow/latents"]), nhwc(io["flow/noise"]), jnp.asarray(io["flow/time"]))
+
+
+def draw(model, io):
+    """Encoder output, time embedding, states after the first block, velocity."""
+    tokens, (skip, time) = model.path.embed(moved(io))
+    prompt = model.embed_text(jnp.asarray(io["flow/prompt_ids"]))
+    hidden, tapped = whole(model, jnp.concatenate([prompt, tokens], axis=1), tap=1)
+    hidden = hidden[:, prompt.shape[1] + model.path.read_shift :]
+    return skip, time, tapped, model.path.velocity(hidden, (skip, time)), hidden
+
+
+def flow_loss(model, io):
+    skip, time, _, _, hidden = draw(model, io)
+    losses, metrics = model.path.loss(hidden, None, moved(io), (skip, time))
+    assert set(metrics) == {"gen_velocity"}
+    return losses.mean()
+
+
+def test_pictures_are_moved_as_the_release_does(golden):
+    *_, io = golden
+    close(moved(io).state, nhwc(io["flow/z_t"]))
+
+
+def test_drawing(golden):
+    network, params, io = golden
+    skip, time, tapped, velocity, _ = jax.jit(lambda p: draw(network.merge(p), io))(params)
+    close(skip, nhwc(io["flow/encoder_out"]))
+    close(time, io["flow/time_embed"])
+    close(tapped, io["flow/hidden_after_block_1"])
+    close(velocity, nhwc(io["flow/velocity"]))
+    close(jax.jit(lambda p: flow_loss(network.merge(p), io))(params), io["flow/loss"])
+
+
+def test_gradients_of_every_parameter(golden):
+    network, params, io = golden
+    gradients = jax.jit(jax.grad(lambda p: flow_loss(network.merge(p), io)))(params)
+    expected = {k.removeprefix("flow/"): g for k, g in inputs(FOLDER, "grads").items()}
+    tensors = spell_out(network, "flow")
+    ours = dict(names.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
+    assert len(expected) >= 50
+    for key, gradient in expected.items():
+        close(ours[key], gradient, tolerance=1e-4)
+    for key in ours.keys() - expected.keys():
+        assert not ours[key].any(), f"{key} has a gradient that the reference does not have"
+
+
+def integrate(model, io, *, step=None):
+    """The fixture's guided Euler steps: latents and velocities."""
+    prompts, pad = jnp.asarray(io["sample/prompt_ids"]), int(io["sample/pad_id"])
+    real, path = jnp.ones(prompts.shape, bool), model.path
+    without, seen = path.unconditional(prompts, real=real, pad_id=pad)
+    pair = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])
+    x, attended = model.embed_text(pair(prompts, without)), pair(real, seen)
+    _, cache = decode.prefill(model, x, real=pair(real, real), seen=attended, room=path.num_tokens)
+    guidance = FlowGuidance(scale=float(io["sample/guidance"]), steps=int(io["sample/steps"]))
+    step = step(x, attended) if step else functools.partial(decode.step, model)
+    return path.integrate(step, cache, nhwc(io["sample/z0"]), rows=2, guidance=guidance)
+
+
+def test_guided_euler_steps(golden):
+    network, params, io = golden
+    latents, velocities = jax.jit(lambda p: integrate(network.merge(p), io))(params)
+    close(velocities, nhwc(io["sample/velocities"]))
+    close(latents, nhwc(io["sample/z1"]))
+
+
+def test_one_cache_of_the_prompt_equals_computing_it_at_every_step(golden):
+    network, params, io = golden
+
+    def both(params):
+        model = network.merge(params)
+
+        def recompute(x, seen):
+            def step(tokens, cache):
+                rows = jnp.concatenate([x, tokens], axis=1)
+                mask = jnp.pad(seen, ((0, 0), (0, tokens.shape[1])), constant_values=True).astype(jnp.int32)
+                places = jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape[:2])
+                return model.llm(rows, positions=places, segment_ids=mask)[0][:, x.shape[1] :], cache
+
+            return step
+
+        return integrate(model, io)[0], integrate(model, io, step=recompute)[0]
+
+    close(*jax.jit(both)(params), tolerance=1e-5)
+
+
+def understand(model, io, *, begin=None):
+    """Text logits of the fixture's pictures to understand."""
+    features = model.understanding.adaptor(model.understanding.encoder(nhwc(io["und/pixel_values"][:, 0])))
+    begin = jnp.broadcast_to((model.understanding.begin[...] if begin is None else begin)[None, None], features[:, :1].shape)
+    slots = jnp.concatenate([begin, features], axis=1)
+    start = jnp.asarray(io["und/image_mask"]).argmax(axis=1)[:, None]
+    x = insert(model.embed_text(jnp.asarray(io["und/input_ids"])), slots[:, None], start=start)
+    return model.llm.head(whole(model, x)[0])
+
+
+def test_understanding(golden):
+    network, params, io = golden
+    close(jax.jit(lambda p: understand(network.merge(p), io))(params), io["und/logits"])
+
+
+def test_pictures_are_inserted_with_their_begin_and_it_has_a_gradient(golden):
+    network, params, io = golden
+    model = network.merge(params)
+    pixels = nhwc(io["und/pixel_values"])
+    pictures = jnp.round((pixels * 0.5 + 0.5) * 255).astype(jnp.uint8)
+    start = jnp.asarray(io["und/image_mask"]).argmax(axis=1)[:, None] + 1  # of the first feature
+    x = model.embed_text(jnp.asarray(io["und/input_ids"]))
+    put = lambda p: network.merge(p).insert_pictures(x, pictures, start=start)
+    out = jax.jit(put)(params)
+    np.testing.assert_array_equal(out[:, start[0, 0] - 1], jnp.stack([params["understanding/begin"]] * 2))
+    np.testing.assert_array_equal(out[:, : start[0, 0] - 1], x[:, : start[0, 0] - 1])
+    assert (jnp.abs(jax.jit(jax.grad(lambda p: (put(p) ** 2).sum()))(params)["understanding/begin"]) > 0).all()

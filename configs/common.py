@@ -14,6 +14,7 @@ VQ_16 = dict(  # LlamaGen's 72M tokenizer, 16x down
     codebook_dim=8,
     num_groups=32,
 )
+SDXL_VAE = dict(widths=(128, 256, 512, 512), num_res_blocks=2, latent_channels=4, num_groups=32)  # 8x down
 SIGLIP_L_16_384 = dict(
     image_size=384,
     patch_size=16,
@@ -54,6 +55,7 @@ def get_config():
         mixture_unit="examples",
         roles=("User", "Assistant"),
         system_prompt="",
+        caption_prompt="Describe the image in detail.",  # before captions in stages 1 and 2, not a target
         prompt_drop=0.1,
         first_sentence=0.0,
         crop="center",  # of pictures to draw, or "random"
@@ -85,6 +87,22 @@ def tiny_model(*, vocab_size):
             generation=dict(kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training),
         )
     )
+
+
+def tiny_flow_model(*, vocab_size):
+    """JanusFlow's architecture at 64 px: 16 features to understand and 16 latent tokens to draw a picture."""
+    model = tiny_model(vocab_size=vocab_size)
+    model.understanding.update(adaptor="linear", begin=True)
+    model.generation = dict(
+        kind="flow",
+        image_size=64,
+        tokenizer=dict(widths=(8, 16, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
+        tokenizer_training=dict(squared=1.0, absolute=1.0, divergence=1e-4, crop=32),
+        unet=dict(dim=64, num_blocks=2, norm_eps=1e-6),
+        alignment=dict(layer=2, feature_dim=128),
+        sample_latents=False,
+    )
+    return model
 
 
 def source(path, *, kind="array_record", fields=None, **options):

@@ -68,7 +68,9 @@ def load_artist(path, *, mesh, weights="ema"):
     network = build_network(config, stage)
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     dtypes = held_dtypes(network, config, frozen=network.abstract)
+    held = checkpoint.param_structs(saved)
     wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}
+    wanted = {p: a for p, a in wanted.items() if p in held or not p.startswith("generation/")}  # to answer without
     if saved.about["tokenizer"] is None:
         raise UserError(f"{str(path)!r} carries no text tokenizer; import it again from a folder with a tokenizer.json.")
     tokenizer = text_tokenizer.TextTokenizer(saved.about["tokenizer"])
@@ -137,7 +139,10 @@ def build_pipeline(config, stage, network, *, mesh, host):
         opening=path.opening,
         dropped_seen=path.dropped_seen,
         max_length=s["length"],
-        **{k: data[k] for k in ("roles", "system_prompt", "prompt_drop", "first_sentence", "crop", "overlong")},
+        **{
+            k: data[k]
+            for k in ("roles", "system_prompt", "caption_prompt", "prompt_drop", "first_sentence", "crop", "overlong")
+        },
     )
     layout = Layout(
         groups=groups,

@@ -7,7 +7,8 @@
 import writes a checkpoint: draw and ask with --checkpoint=DIR, train on from it with --workdir=DIR or, in another
 workdir, with --config.init_from=DIR. Whole models come in the layouts deepseek and transformers; towers, from which
 stage 1 of the papers starts, in the layouts llama, siglip, llamagen_vq and diffusers_vae. Several towers are given to
-training together: --config.init_from=towers/llm,towers/siglip,towers/vq.
+training together: --config.init_from=towers/llm,towers/siglip,towers/vq. JanusFlow's release has no autoencoder; name
+one to draw: --layout=deepseek --src=JanusFlow-1.3B --vae=sdxl-vae.
 
 export writes a folder that the release's own code (deepseek) or transformers loads.
 """
@@ -27,8 +28,9 @@ from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.weights import companions, fields, files, names, tables, tower_fields
 
-LAYOUT = cli.flags.DEFINE_enum("layout", None, [*tables.JANUS, *tables.TOWERS], "How the weights are named.")
+LAYOUT = cli.flags.DEFINE_enum("layout", None, [*tables.LAYOUTS, *tables.TOWERS], "How the weights are named.")
 SRC = cli.flags.DEFINE_string("src", None, "import: a folder with weights, config.json and tokenizer.json, or one file.")
+VAE = cli.flags.DEFINE_string("vae", None, "import of JanusFlow: the diffusers folder of its autoencoder, SDXL's.")
 INTO = cli.flags.DEFINE_string("into", None, "import: where a tower goes; known from its layout without it.")
 CONFIG = cli.config_flag()
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "export: a run's workdir, or one of its checkpoints/STEP.")
@@ -41,7 +43,7 @@ def main(command):
     """Runs one of the two commands."""
     if not LAYOUT.value or not OUT.value:
         raise UserError("Name the layout and a new folder: --layout=deepseek --out=DIR.")
-    foreign = {"import": (CHECKPOINT, DTYPE, WEIGHTS), "export": (SRC, INTO)}[command]
+    foreign = {"import": (CHECKPOINT, DTYPE, WEIGHTS), "export": (SRC, VAE, INTO)}[command]
     if wrong := [flag.name for flag in foreign if flag.value is not None]:
         raise UserError(f"--{wrong[0]} is not for {command}; --help lists what is.")
     started = time.perf_counter()
@@ -58,10 +60,19 @@ def import_weights(out):
         raise UserError("Name the weights: --src=DIR.")
     folder, layout = files.Folder(SRC.value), LAYOUT.value
     config, abstract, axes, mesh = (_tower if layout in tables.TOWERS else _whole)(layout, folder)
-    tensors, idle = _match(layout, folder, abstract)
+    tensors, idle = _match(layout, config, folder, abstract)
     tokenizer = _tokenizer(folder, config, abstract)
-    placed = _place(folder, tensors, abstract, sharding.param_shardings(mesh, abstract, axes))
+    places = sharding.param_shardings(mesh, abstract, axes)
+    placed = _place(folder, tensors, abstract, places)
     placed |= {f"unused/{name}": jax.numpy.asarray(folder.read(name)) for name in idle}
+    vae = folder if layout == "diffusers_vae" else VAE.value and files.Folder(VAE.value)
+    if vae:
+        if vae is not folder:
+            placed |= _place(vae, _match("diffusers_vae", None, vae, abstract)[0], abstract, places)
+        scale = np.float32(tower_fields.latent_scale(vae))
+        placed["generation/tokenizer/scale"] = jax.device_put(scale, places["generation/tokenizer/scale"])
+    if lacking := sorted({"/".join(path.split("/")[:2]) for path in abstract.keys() - placed.keys()}):
+        logging.warning("%s does not hold %s", folder.path, lacking)
     about = {"stage": stages.IMPORTED, "stage_start": 0, "config": cli.plain(config), "tokenizer": tokenizer, "data": None}
     checkpoint.save_imported(out, params=placed, about=about)
     if tokenizer:
@@ -74,7 +85,13 @@ def _whole(layout, folder):
     """Config, parameters' shapes, their axes and the mesh of a whole model."""
     if INTO.value:
         raise UserError(f"--into is for towers; the layout {layout} holds the whole model.")
-    config = _pick_config(fields.read_janus(layout, folder))
+    model = fields.read_janus(layout, folder)
+    if VAE.value:
+        tower = tower_fields.read_tower("diffusers_vae", files.Folder(VAE.value))
+        if clash := fields.differences({"generation": {"kind": tower["generation"]["kind"]}}, model, where="by --vae"):
+            raise UserError(f"--vae is not for these weights: {clash[0]}.")
+        model = fields.merged(model, tower)
+    config = _pick_config(model)
     network = assembly.build_network(config, "stage_3")
     return config, network.abstract, network.axes, sharding.make_mesh(**config["mesh"])
 
@@ -82,6 +99,8 @@ def _whole(layout, folder):
 def _tower(layout, folder):
     """The same of a tower, which has no config of its own."""
     into = tables.INTO[layout]
+    if VAE.value:
+        raise UserError("--vae goes with a whole model; an autoencoder alone is imported with --layout=diffusers_vae.")
     if INTO.value not in (None, into):
         raise UserError(f"The layout {layout} goes into {into}, not into {INTO.value}.")
     model = tower_fields.read_tower(layout, folder)
@@ -96,13 +115,14 @@ def _tower(layout, folder):
 def _pick_config(model):
     """The config page of a model: the one that --config names, or the page of these sizes.
 
-    Sizes that no page has are taken as they are, with Janus-Pro's recipe.
+    Sizes that no page has are taken as they are, with the recipe of the first page.
     """
     if CONFIG.value is not None:
         config = CONFIG.value.to_dict()
         fields.check_same(model, config["model"], where=SRC.value)
         return config
-    for name in ("pro_1b", "pro_7b"):
+    pages = tables.PAGES[model["generation"]["kind"]]
+    for name in pages:
         config = _page(name)
         differing = fields.differences(model, config["model"])
         if not differing:
@@ -111,7 +131,7 @@ def _pick_config(model):
                 logging.info("Janus-1.3B has the same sizes: --config=configs/janus_1p3b.py takes its roles and recipe")
             return config
     logging.warning("No page of configs/ has these sizes, and the checkpoint carries them: %s", "; ".join(differing))
-    config = _page("pro_1b")
+    config = _page(pages[0])
     return config | {"model": fields.merged(config["model"], model)}
 
 
@@ -119,17 +139,19 @@ def _page(name):
     return importlib.import_module(f"configs.{name}").get_config().to_dict()
 
 
-def _match(layout, folder, abstract):
+def _match(layout, config, folder, abstract):
     """What every tensor of the folder is to us: {their name: names.Tensor}, and the unused ones that it holds."""
-    if layout in tables.JANUS:
-        tensors = names.spell_out(tables.JANUS[layout], abstract, layout=layout)
-        unused = tables.unused(layout, abstract)
+    if layout in tables.LAYOUTS:
+        kind = config["model"]["generation"]["kind"]
+        tensors = names.spell_out(tables.JANUS[layout, kind], tables.stored(kind, abstract), layout=layout)
+        unused = tables.unused(layout, kind, abstract)
         idle = [name for name in unused if name in folder.held]
         pool = [name for name in unused if "attn_pool" in name]
         if lacking := [name for name in pool if name not in idle] if set(pool) & set(idle) else []:
             raise UserError(f"{str(folder.path)!r} holds a part of SigLIP's pooling head and misses {lacking[0]}.")
     else:
-        spelt = [names.spell_out(table, abstract, layout=layout) for table in tables.TOWERS[layout]]
+        stored = tables.stored_tower(layout, abstract)
+        spelt = [names.spell_out(table, stored, layout=layout) for table in tables.TOWERS[layout]]
         tensors = max(spelt, key=lambda tensors: len(tensors.keys() & folder.held.keys()))
         unused, idle = {name: None for name in folder.held if tables.is_idle(layout, name)}, []
     names.check(tensors, folder.held, unused=unused, layout=layout, where=repr(str(folder.path)))
@@ -170,17 +192,20 @@ def export_weights(out):
     """Writes a checkpoint's parameters in a released layout, with everything that loads them."""
     if not CHECKPOINT.value:
         raise UserError("Name a trained run: --checkpoint=runs/pro_1b.")
-    if LAYOUT.value not in tables.JANUS:
-        raise UserError(f"--layout={LAYOUT.value} is for import; export knows {list(tables.JANUS)}.")
+    if LAYOUT.value not in tables.LAYOUTS:
+        raise UserError(f"--layout={LAYOUT.value} is for import; export knows {list(tables.LAYOUTS)}.")
     saved, layout = checkpoint.open_saved(CHECKPOINT.value), LAYOUT.value
     config = saved.about["config"]
     if config is None or saved.about["stage"] == stages.TOKENIZER:
         raise UserError(f"{CHECKPOINT.value!r} holds a part of a model; only whole ones are exported.")
     held = checkpoint.param_structs(saved)
-    network = assembly.build_network(config, "stage_3")
-    kinds = {held[path].dtype.name for path in network.abstract if path in held}
-    dtype = DTYPE.value or (kinds.pop() if len(kinds) == 1 else "float32")
-    tensors = names.spell_out(tables.JANUS[layout], network.abstract, layout=layout)
+    kind, network = config["model"]["generation"]["kind"], assembly.build_network(config, "stage_3")
+    if (layout, kind) not in tables.JANUS:
+        raise UserError(f"The {layout} layout has no model that draws by {kind}; known: {sorted(tables.JANUS)}.")
+    stored = tables.stored(kind, network.abstract)
+    dtypes = {held[path].dtype.name for path in stored if path in held}
+    dtype = DTYPE.value or (dtypes.pop() if len(dtypes) == 1 else "float32")
+    tensors = names.spell_out(tables.JANUS[layout, kind], stored, layout=layout)
     tokenizer = saved.about["tokenizer"] and text_tokenizer.TextTokenizer(saved.about["tokenizer"])
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 
@@ -192,7 +217,7 @@ def export_weights(out):
 
     def everything():
         yield from names.scatter(load, tensors)
-        for name, shape in tables.unused(layout, network.abstract).items():
+        for name, shape in tables.unused(layout, kind, network.abstract).items():
             kept = f"unused/{name}"
             as_it_came = DTYPE.value or held.get(kept, jax.ShapeDtypeStruct(shape, dtype)).dtype
             yield name, load([kept], as_it_came)[kept] if kept in held else tables.synthesise(name, shape, dtype)

@@ -11,9 +11,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import tiny
+from janus_jax import assembly, sharding, stages, train_step
 from janus_jax.data import shapes_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +24,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def small(config, data):
     """Cuts the tiny config down to the size of tests."""
+    config.model.generation.tokenizer.update(base_channels=4, z_channels=16, codebook_size=32, num_groups=2)
+    return _small(config, data)
+
+
+def small_flow(config, data):
+    """The same of the tiny config that draws by flow; 32 px make 4 latent tokens, and 4 features to align with."""
+    config.model.generation.tokenizer.update(widths=(4, 4, 8, 8), num_groups=2)
+    config.model.generation.unet.dim = 16
+    config.model.generation.alignment.update(layer=1, feature_dim=32)
+    config = _small(config, data)
+    config.model.understanding.encoder.patch_size = 16
+    return config
+
+
+def _small(config, data):
     config.save_every = 4
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.samples.prompts = ()
@@ -29,7 +47,6 @@ def small(config, data):
         image_size=32, patch_size=8, num_layers=2, embed_dim=32, num_heads=2, mlp_dim=64
     )
     config.model.generation.image_size = 32
-    config.model.generation.tokenizer.update(base_channels=4, z_channels=16, codebook_size=32, num_groups=2)
     config.model.generation.tokenizer_training.crop = 16
     config.data.tokenizer = str(data / "tokenizer.json")
     config.data.window, config.data.shards = 16, 4
@@ -40,6 +57,30 @@ def small(config, data):
         if name == "tokenizer":
             stage.update(und_slots=0, gen_slots=4)
     return config
+
+
+def first_batch(config, stage="stage_2"):
+    """A stage's network and its first batch."""
+    config = config.to_dict()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    network = assembly.build_network(config, stage)
+    pipeline, _ = assembly.build_pipeline(config, stage, network, mesh=mesh, host=(0, 1))
+    return network, jax.tree.map(np.array, next(pipeline).batch)
+
+
+def params_of(network):
+    """Fresh parameters."""
+    return jax.jit(network.fresh)(jax.random.key(0))
+
+
+def state_for(config, stage, network):
+    """A stage's first state, its optimizer and schedule."""
+    config = config.to_dict()
+    trainable, frozen = stages.split(params_of(network), assembly.frozen_patterns(config, stage))
+    tx, rate = assembly.build_optimizer(config, stage, network)
+    zero = jnp.zeros((), jnp.int32)
+    ema = dict(trainable) if config["ema"] else {}
+    return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), ema, zero), tx, rate
 
 
 @pytest.fixture(scope="session")

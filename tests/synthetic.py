@@ -17,19 +17,19 @@ from janus_jax.weights import companions, files, names, tables
 
 def write(folder, config, *, layout="deepseek", seed=0, tokenizer=None):
     """Random bfloat16 of every tensor, below 2 in size; `config` is a resolved one."""
-    abstract = assembly.build_network(config, "stage_3").abstract
-    shapes = {key: t.shape for key, t in names.spell_out(tables.JANUS[layout], abstract, layout=layout).items()}
-    shapes |= tables.unused(layout, abstract)
+    kind, abstract = config["model"]["generation"]["kind"], assembly.build_network(config, "stage_3").abstract
+    tensors = names.spell_out(tables.JANUS[layout, kind], tables.stored(kind, abstract), layout=layout)
+    shapes = {key: t.shape for key, t in tensors.items()} | tables.unused(layout, kind, abstract)
     rng = np.random.default_rng(seed)
 
-    def tensors():
+    def random():
         for key, shape in sorted(shapes.items()):
             bits = np.frombuffer(rng.bytes(2 * math.prod(shape)), np.uint16) & 0xBFFF
             yield key, bits.view(ml_dtypes.bfloat16).reshape(shape)
 
     texts = companions.write(layout, config, tokenizer, dtype="bfloat16")
     Path(folder).mkdir(parents=True)
-    files.write(Path(folder), tensors(), texts=texts, show=lambda done: None)
+    files.write(Path(folder), random(), texts=texts, show=lambda done: None)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,15 @@ REAL_CODES = Path(__file__).parent.parent.parent / "shared/data/janus_pro_codebo
 
 def command(name, **settings):
     """A command of `convert` in this process."""
-    settings = {"layout": None, "src": None, "into": None, "out": None, "checkpoint": None, "dtype": None} | settings
+    settings = {
+        "layout": None,
+        "src": None,
+        "into": None,
+        "out": None,
+        "checkpoint": None,
+        "dtype": None,
+        "vae": None,
+    } | settings
     if not convert.cli.flags.FLAGS.is_parsed():
         convert.cli.flags.FLAGS(["convert"])
     with flagsaver.flagsaver(**{k: v if v is None else str(v) for k, v in settings.items()}):
@@ -54,8 +62,8 @@ def command(name, **settings):
 def test_every_released_key_and_shape_is_covered(name, layout):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     abstract = assembly.build_network(config, "stage_3").abstract
-    tensors = names.spell_out(tables.JANUS[layout], abstract, layout=layout)
-    ours = {key: t.shape for key, t in tensors.items()} | tables.unused(layout, abstract)
+    tensors = names.spell_out(tables.JANUS[layout, "vq"], abstract, layout=layout)
+    ours = {key: t.shape for key, t in tensors.items()} | tables.unused(layout, "vq", abstract)
     table = KEYS / f"janus_pro_{'7b' if name == 'pro_7b' else '1b'}_deepseek_to_hf.tsv"
     column = "original" if layout == "deepseek" else "hf"
     with table.open() as lines:
@@ -166,7 +174,7 @@ def logits(network, params, tokens, pixels, *, start):
         features = model.understanding.adaptor(model.understanding.encoder(pixels))
         x = insert(model.embed_text(tokens), features[:, None], start=jnp.full((len(tokens), 1), start))
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        hidden = model.llm(x, positions=positions, segment_ids=jnp.ones_like(tokens))
+        hidden, _ = model.llm(x, positions=positions, segment_ids=jnp.ones_like(tokens))
         return model.llm.head(hidden), model.generation.head(hidden)
 
     return run(params)
@@ -579,7 +587,7 @@ def test_a_llama_tower(torch, data, tmp_path):
         llm = network.merge({p.removeprefix("llm/"): a for p, a in params.items()})
         x = llm.embed_tokens(jnp.asarray(tokens), dtype=jnp.float32)
         places = jnp.broadcast_to(jnp.arange(11)[None], (2, 11))
-        return llm.head(llm(x, positions=places, segment_ids=jnp.ones((2, 11), jnp.int32)))
+        return llm.head(llm(x, positions=places, segment_ids=jnp.ones((2, 11), jnp.int32))[0])
 
     with torch.no_grad():
         close(run(params), model(input_ids=torch.tensor(tokens)).logits.numpy())

@@ -21,9 +21,9 @@ class Piece(NamedTuple):
     target: bool = False
 
 
-def plain_caption(caption):
+def plain_caption(caption, *, prompt=CAPTION):
     """Picture, fixed instruction, caption, end: the caption and the end are targets (Janus, section 3.2)."""
-    return [Piece(IMAGE + CAPTION), Piece(caption + EOS, True)]
+    return [Piece(IMAGE + prompt), Piece(caption + EOS, True)]
 
 
 def plain_conversation(turns):

@@ -34,6 +34,7 @@ class ExampleMaker:
         dropped_seen=True,
         roles=("User", "Assistant"),
         system_prompt="",
+        caption_prompt=chat.CAPTION,
         prompt_drop=0.1,
         first_sentence=0.0,
         crop="center",
@@ -51,6 +52,7 @@ class ExampleMaker:
           dropped_seen: whether the padding in place of a dropped prompt is attended.
           roles: strings of user and assistant in the chat template.
           system_prompt: stands before understanding conversations in the chat template.
+          caption_prompt: the instruction before captions.
           prompt_drop: share of drawing prompts that become padding, for guidance.
           first_sentence: share of drawing prompts cut to their first sentence.
           crop: 'center' or 'random', where pictures to draw are made square.
@@ -73,7 +75,7 @@ class ExampleMaker:
             )
         self.tokenizer, self.template = tokenizer, template
         self.und_tokens, self.gen_tokens, self.max_length = und_tokens, gen_tokens, max_length
-        self.roles, self.system_prompt = tuple(roles), system_prompt
+        self.roles, self.system_prompt, self.caption_prompt = tuple(roles), system_prompt, caption_prompt
         self.prompt_drop, self.first_sentence, self.crop, self.overlong = prompt_drop, first_sentence, crop, overlong
         self.opening, self.dropped_seen = [getattr(tokenizer, name) for name in opening], dropped_seen
 
@@ -100,14 +102,14 @@ class ExampleMaker:
         if record.get("conversation") is not None:
             turns = _turns(record)
         elif record.get("caption") is not None:
-            turns = [_turn("user", f"{chat.IMAGE}\n{chat.CAPTION}"), _turn("assistant", _text(record, "caption"))]
+            turns = [_turn("user", f"{chat.IMAGE}\n{self.caption_prompt}"), _turn("assistant", _text(record, "caption"))]
         else:
             question, answer = _text(record, "question"), _text(record, "answer")
             turns = [_turn("user", f"{chat.IMAGE}\n{question}"), _turn("assistant", answer)]
         if self.template == "chat":
             pieces = chat.conversation(turns, roles=self.roles, system=self.system_prompt)
         elif record.get("caption") is not None and record.get("conversation") is None:
-            pieces = chat.plain_caption(_text(record, "caption"))
+            pieces = chat.plain_caption(_text(record, "caption"), prompt=self.caption_prompt)
         else:
             pieces = chat.plain_conversation(turns)
         return self._lay_out(pieces, images)

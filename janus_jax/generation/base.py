@@ -41,6 +41,7 @@ class GenerationPath(abc.ABC):
       read_shift: where a token's state is read: -1 predicts the right neighbour, 0 the position itself.
       opening: names of the special tokens between prompt and picture.
       dropped_seen: whether the padding in place of a dropped prompt is attended.
+      training_only: nets that drawing does without, which a checkpoint need not hold.
       tap_layer: LLM block (1-based) whose states the loss wants beside the last ones, or None.
     """
 
@@ -50,6 +51,7 @@ class GenerationPath(abc.ABC):
     read_shift: int
     opening: tuple
     dropped_seen: bool
+    training_only: tuple = ()
     tap_layer: int | None = None
 
     def __init__(self, nets, *, dtype):

@@ -22,6 +22,27 @@ def sinusoid(time, width):
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class Depthwise(nnx.Module):
+    """A convolution of every channel by itself, with bias, summed up window cell by window cell.
+
+    XLA makes one loop of the sum; on CPU it takes a tenth of the time of its grouped convolution.
+    """
+
+    def __init__(self, rngs, dim, *, window):
+        self.window = window
+        init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        self.kernel = param(rngs, (window, window, 1, dim), ("window", "window", "conv_in", "conv_out"), init)
+        self.bias = param(rngs, (dim,), ("conv_out",), zeros)
+
+    def __call__(self, x):
+        """float[M, h, w, C] -> float[M, h, w, C]."""
+        (_, h, w, _), side = x.shape, self.window // 2
+        padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (side, side), (side, side), (0, 0)))
+        cells = [(i, j) for i in range(self.window) for j in range(self.window)]
+        y = sum(padded[:, i : i + h, j : j + w] * self.kernel[i, j][None, None] for i, j in cells)
+        return (y + trailing(self.bias, y)).astype(x.dtype)
+
+
 class GRN(nnx.Module):
     """Global response normalisation (ConvNeXt V2, section 3.2): channels compete by their norm over the map."""
 
@@ -41,7 +62,7 @@ class ConvNeXtBlock(nnx.Module):
     """x + ConvNeXt(x), then scaled and shifted by the time. Fresh: LeCun normal kernels, GRN at zero."""
 
     def __init__(self, rngs, dim, *, time_dim, norm_eps):
-        self.depthwise = Conv(rngs, dim, dim, window=7, groups=dim)
+        self.depthwise = Depthwise(rngs, dim, window=7)
         self.norm = RMSNorm(rngs, dim, eps=norm_eps)
         self.widen = Linear(rngs, dim, 4 * dim, axes=("conv_in", "mlp"))
         self.grn = GRN(rngs, 4 * dim)

@@ -49,8 +49,8 @@ class Noised(NamedTuple):
 class FlowTokenizerNets(nnx.Module):
     """The autoencoder alone: what a recipe's tokenizer stage trains."""
 
-    def __init__(self, rngs, *, image_size, tokenizer, tokenizer_training=None):
-        """Builds the net.
+    def __init__(self, rngs, *, image_size, tokenizer, tokenizer_training=None, **_):
+        """Builds the net from its part of the path's settings.
 
         Args:
           rngs: where fresh parameters come from.
@@ -110,6 +110,7 @@ class FlowPath(GenerationPath):
 
     Nets, TokenizerNets, Guidance = FlowNets, FlowTokenizerNets, FlowGuidance
     read_shift, opening, dropped_seen = 0, (), False
+    training_only = ("alignment",)
 
     @property
     def tap_layer(self):
@@ -196,7 +197,7 @@ class FlowPath(GenerationPath):
         return self.nets.tokenizer.decode(latents / self.nets.tokenizer.scale[...]), latents
 
     def integrate(self, step, cache, noise, *, rows, guidance):
-        """z += v / steps at t = 0, 1 / steps, ...: noise float32[B, h, w, c] -> latents, velocities float32[steps, B, ...]."""
+        """z += v / steps at t = 0, 1 / steps, ... from noise float32[B, h, w, c] to the latents; and every v."""
 
         def euler(state, number):
             time = jnp.broadcast_to(number / guidance.steps, (rows * len(state),)).astype(jnp.float32)

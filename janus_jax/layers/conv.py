@@ -14,12 +14,12 @@ from janus_jax.layers.norm import GroupNorm
 
 
 class Conv(nnx.Module):
-    """2-D convolution with bias, of `groups` groups of channels. Fresh kernels are LeCun normal, biases zero."""
+    """2-D convolution with bias. Fresh kernels are LeCun normal, biases zero."""
 
-    def __init__(self, rngs, in_dim, out_dim, *, window=3, stride=1, padding="SAME", groups=1):
-        self.stride, self.padding, self.groups = stride, padding, groups
+    def __init__(self, rngs, in_dim, out_dim, *, window=3, stride=1, padding="SAME"):
+        self.stride, self.padding = stride, padding
         axes = ("window", "window", "conv_in", "conv_out")
-        self.kernel = param(rngs, (window, window, in_dim // groups, out_dim), axes, lecun_normal())
+        self.kernel = param(rngs, (window, window, in_dim, out_dim), axes, lecun_normal())
         self.bias = param(rngs, (out_dim,), ("conv_out",), zeros)
 
     def __call__(self, x):
@@ -30,7 +30,6 @@ class Conv(nnx.Module):
             (self.stride, self.stride),
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
         )
         return y + trailing(self.bias, y)
 

@@ -47,6 +47,7 @@ class Artist:
         Returns:
           uint8[B, h, w, 3].
         """
+        self._check_nets()
         roles = self._roles if self._chat else None
         texts = ["".join(p.text for p in chat.drawing_prompt(prompt, roles=roles)) for prompt in prompts]
         t = self.tokenizer
@@ -97,4 +98,14 @@ class Artist:
 
     def reconstruct(self, pictures):
         """Pictures through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h, w, 3]."""
+        self._check_nets()
         return np.asarray(decode.reconstruct_batch(self.params, pictures, network=self.network))
+
+    def _check_nets(self):
+        """Answers need no nets that draw, and a checkpoint may lack some: imported JanusFlow its autoencoder."""
+        lacking = {path.split("/")[1] for path in self.network.abstract.keys() - self.params.keys()}
+        if lacking := sorted(lacking - set(self._path.training_only)):
+            raise UserError(
+                f"The checkpoint cannot draw: it has no generation/{lacking[0]}. Import it with its autoencoder, "
+                "`convert import ... --vae=DIR`."
+            )

@@ -25,6 +25,7 @@ def write(layout, config, tokenizer, *, dtype):
     model = config["model"]
     encoder, generation = model["understanding"]["encoder"], model["generation"]
     only = {"generation.tokenizer.num_groups": (generation["tokenizer"]["num_groups"], GROUPS)}
+    only = only if generation["kind"] == "vq" else {}  # JanusFlow's autoencoder is no part of its release
     only |= {"generation.image_size": (generation["image_size"], encoder["image_size"])}
     only |= {"understanding.encoder.norm_eps": (encoder["norm_eps"], 1e-6)} if layout == "deepseek" else {}
     for name, (value, expected) in only.items():
@@ -33,7 +34,7 @@ def write(layout, config, tokenizer, *, dtype):
                 f"config.model.{name} is {value}, and the {layout} layout knows {expected} only; what loads the export "
                 "would compute something else."
             )
-    made = {"deepseek": _write_deepseek, "transformers": _write_transformers}[layout](config, tokenizer, dtype)
+    made = WRITERS[layout, generation["kind"]](config, tokenizer, dtype)
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in made.items()}
     if tokenizer is None:
         return texts
@@ -52,28 +53,64 @@ def _mean_and_std():
     return dict(image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5], rescale_factor=1 / 255, do_normalize=True)
 
 
-def _write_deepseek(config, tokenizer, dtype):
-    llm, vit = config["model"]["llm"], config["model"]["understanding"]["encoder"]
-    vq = config["model"]["generation"]["tokenizer"]
+def _net(cls, kind, **params):
+    return dict(cls=cls, model_type=kind, params=params)
+
+
+def _siglip_json(vit):
+    """Parameters of the release's encoder class: a registered name, or sizes."""
     sizes = {theirs: vit[ours] for ours, theirs in ENCODER_NAMES["deepseek"].items()}
     sizes["mlp_ratio"] = vit["mlp_dim"] / vit["embed_dim"]
     name = next((n for n, known in SIGLIPS.items() if known == sizes), None)
     named = dict(image_size=vit["image_size"], model_name=name) if name else dict(sizes, model_name="siglip")
+    return dict(select_feature="same", select_layer=-1, **named)
+
+
+def _write_janus(config, tokenizer, dtype):
+    llm, vit = config["model"]["llm"], config["model"]["understanding"]["encoder"]
+    vq = config["model"]["generation"]["tokenizer"]
     coder = {theirs: vq[ours] for ours, theirs in TOKENIZER_NAMES["deepseek"].items()}
     coder["ch_mult"] = list(coder["ch_mult"])
     named_only = {k: coder[k] for k in ("image_token_size", "n_embed")} if coder == VQ else coder
-    net = lambda cls, kind, **params: dict(cls=cls, model_type=kind, params=params)
     projector = dict(depth=2, n_embed=llm["embed_dim"], projector_type="mlp_gelu")
     image_token = dict(image_token_embed=llm["embed_dim"], image_token_size=vq["codebook_size"], n_embed=llm["embed_dim"])
+    nets = dict(
+        vision_config=_net("CLIPVisionTower", "vision", **_siglip_json(vit)),
+        aligner_config=_net("MlpProjector", "aligner", input_dim=vit["embed_dim"], **projector),
+        gen_vision_config=_net("VQ-16", "gen_vision", **named_only),
+        gen_aligner_config=_net("MlpProjector", "gen_aligner", input_dim=vq["codebook_dim"], **projector),
+        gen_head_config=_net("vision_head", "gen_head", **image_token),
+    )
+    return _deepseek_files(config, nets, tokenizer, dtype)
+
+
+def _write_flow(config, tokenizer, dtype):
+    """The release's own class has the widths of JanusFlow-1.3B built in, and loads no others."""
+    llm, vit = config["model"]["llm"], config["model"]["understanding"]["encoder"]
+    generation = config["model"]["generation"]
+    unet, channels = generation["unet"], generation["tokenizer"]["latent_channels"]
+    shared = dict(
+        block_out_channels=[unet["dim"]], layers_in_middle=unet["num_blocks"], hidden_size=llm["embed_dim"],
+        norm_eps=unet["norm_eps"], use_bias=True,
+    )  # fmt: skip
+    encoder = dict(input_channels=channels, kernel_size=2, stride=2, padding=0, **shared)
+    decoder = dict(in_channels=unet["dim"], out_channels=channels, upsamples=2, **shared)
+    nets = dict(
+        vision_und_enc_config=_net("CLIPVisionTower", "vision_und_enc", **_siglip_json(vit)),
+        vision_gen_enc_config=_net("ShallowUViTEncoder", "vision_gen_enc", **encoder),
+        vision_gen_dec_config=_net("ShallowUViTDecoder", "vision_gen_dec", **decoder),
+    )
+    return _deepseek_files(config, nets, tokenizer, dtype)
+
+
+def _deepseek_files(config, nets, tokenizer, dtype):
+    """The files of both releases; `nets` describes the nets around the LLM."""
+    vit = config["model"]["understanding"]["encoder"]
     main = dict(
         architectures=["MultiModalityCausalLM"],
         model_type="multi_modality",
-        language_config=_llama_json(llm, dtype),
-        vision_config=net("CLIPVisionTower", "vision", select_feature="same", select_layer=-1, **named),
-        aligner_config=net("MlpProjector", "aligner", input_dim=vit["embed_dim"], **projector),
-        gen_vision_config=net("VQ-16", "gen_vision", **named_only),
-        gen_aligner_config=net("MlpProjector", "gen_aligner", input_dim=vq["codebook_dim"], **projector),
-        gen_head_config=net("vision_head", "gen_head", **image_token),
+        language_config=_llama_json(config["model"]["llm"], dtype),
+        **nets,
         torch_dtype=dtype,
     )
     pictures = dict(
@@ -192,6 +229,13 @@ def _write_transformers(config, tokenizer, dtype):
         "chat_template.json": dict(chat_template=template),
         **_tokenizer_files("PreTrainedTokenizerFast"),  # reads tokenizer.json as it stands
     }
+
+
+WRITERS = {
+    ("deepseek", "vq"): _write_janus,
+    ("deepseek", "flow"): _write_flow,
+    ("transformers", "vq"): _write_transformers,
+}
 
 
 def _tokenizer_files(cls):

@@ -12,6 +12,14 @@ SIGLIPS = {  # registry names of the released understanding encoder
 }
 VQ = dict(ch=128, ch_mult=[1, 1, 2, 2, 4], num_res_blocks=2, z_channels=256, image_token_size=16_384, n_embed=8)
 GROUPS = 32  # of every GroupNorm in VQ-16
+FLOW_ENCODER = dict(
+    input_channels=3, stride=4, kernel_size=7, padding=None, block_out_channels=[768], layers_in_middle=2,
+    hidden_size=2048, norm_eps=1e-6, use_bias=True,
+)  # fmt: skip
+FLOW_DECODER = dict(
+    in_channels=768, out_channels=3, block_out_channels=[768], upsamples=2, layers_in_middle=2, hidden_size=2048,
+    norm_eps=1e-6, use_bias=True,
+)  # fmt: skip
 
 # Our name -> theirs. Both layouts give the encoder's MLP as a ratio to its width.
 LLM_NAMES = dict(
@@ -109,14 +117,13 @@ def told_plainly(read, where):
 
 
 def _read_deepseek(c):
+    if "vision_gen_enc_config" in c:
+        return _read_flow(c)
     part = lambda name: c.get(name, {}).get("params", {})
     vision, projector, gen_projector, gen_head = map(
         part, ("vision_config", "aligner_config", "gen_aligner_config", "gen_head_config")
     )
-    name = vision.get("model_name", "siglip_large_patch16_384")
-    if name not in SIGLIPS and "width" not in vision:
-        raise UserError(f"vision_config names {name!r}, an encoder that is not known: {list(SIGLIPS)}.")
-    vit = SIGLIPS.get(name, {}) | {k: v for k, v in vision.items() if k != "model_name"}
+    vit = _read_siglip(vision)
     vq = VQ | part("gen_vision_config")
     llm = read_llama(c["language_config"])
     _demand(
@@ -136,6 +143,50 @@ def _read_deepseek(c):
         },
     )
     return _described("deepseek", llm, vit, vq)
+
+
+def _read_siglip(vision):
+    name = vision.get("model_name", "siglip_large_patch16_384")
+    if name not in SIGLIPS and "width" not in vision:
+        raise UserError(f"The config names {name!r}, an understanding encoder that is not known: {list(SIGLIPS)}.")
+    return SIGLIPS.get(name, {}) | {k: v for k, v in vision.items() if k != "model_name"}
+
+
+def _read_flow(c):
+    """JanusFlow's config.json; the defaults are those of the classes of its two small nets, not of the released nets."""
+    part = lambda name: c.get(name, {}).get("params", {})
+    vision, llm = part("vision_und_enc_config"), read_llama(c["language_config"])
+    enc, dec = FLOW_ENCODER | part("vision_gen_enc_config"), FLOW_DECODER | part("vision_gen_dec_config")
+    vit, (dim,) = _read_siglip(vision), enc["block_out_channels"]
+    _demand(
+        "config.json",
+        {
+            "vision_und_enc_config.select_layer": (vision.get("select_layer", -1), -1),
+            "vision_gen_enc_config.kernel_size": (enc["kernel_size"], 2),
+            "vision_gen_enc_config.stride": (enc["stride"], 2),
+            "vision_gen_enc_config.padding": (enc["padding"] or 0, 0),
+            "vision_gen_enc_config.hidden_size": (enc["hidden_size"], llm["embed_dim"]),
+            "vision_gen_enc_config.use_bias": (enc["use_bias"], True),
+            "vision_gen_dec_config.upsamples": (dec["upsamples"], 2),
+            "vision_gen_dec_config.in_channels": (dec["in_channels"], dim),
+            "vision_gen_dec_config.block_out_channels": (list(dec["block_out_channels"]), [dim]),
+            "vision_gen_dec_config.out_channels": (dec["out_channels"], enc["input_channels"]),
+            "vision_gen_dec_config.layers_in_middle": (dec["layers_in_middle"], enc["layers_in_middle"]),
+            "vision_gen_dec_config.hidden_size": (dec["hidden_size"], llm["embed_dim"]),
+            "vision_gen_dec_config.norm_eps": (dec["norm_eps"], enc["norm_eps"]),
+            "vision_gen_dec_config.use_bias": (dec["use_bias"], True),
+            "rms_norm_eps": (llm["norm_eps"], enc["norm_eps"]),
+        },
+    )
+    encoder = _encoder("deepseek", vit)
+    generation = dict(
+        kind="flow",
+        image_size=encoder["image_size"],
+        tokenizer=dict(latent_channels=enc["input_channels"]),
+        unet=dict(dim=dim, num_blocks=enc["layers_in_middle"], norm_eps=enc["norm_eps"]),
+        alignment=dict(feature_dim=encoder["embed_dim"]),
+    )
+    return dict(llm=llm, understanding=dict(encoder=encoder, adaptor="linear", begin=True), generation=generation)
 
 
 def _read_transformers(c):
@@ -172,12 +223,15 @@ def _read_transformers(c):
 
 
 def _described(layout, llm, vit, vq):
-    ours = lambda names, theirs: {mine: theirs[name] for mine, name in names[layout].items()}
-    encoder = ours(ENCODER_NAMES, vit)
-    encoder |= dict(mlp_dim=int(encoder["embed_dim"] * vit["mlp_ratio"]), norm_eps=encoder.get("norm_eps", 1e-6))
-    tokenizer = ours(TOKENIZER_NAMES, vq) | dict(num_groups=GROUPS)
+    encoder = _encoder(layout, vit)
+    tokenizer = {ours: vq[theirs] for ours, theirs in TOKENIZER_NAMES[layout].items()} | dict(num_groups=GROUPS)
     generation = dict(kind="vq", image_size=encoder["image_size"], tokenizer=tokenizer)
-    return dict(llm=llm, understanding=dict(encoder=encoder), generation=generation)
+    return dict(llm=llm, understanding=dict(encoder=encoder, adaptor="mlp", begin=False), generation=generation)
+
+
+def _encoder(layout, vit):
+    encoder = {ours: vit[theirs] for ours, theirs in ENCODER_NAMES[layout].items()}
+    return encoder | dict(mlp_dim=int(encoder["embed_dim"] * vit["mlp_ratio"]), norm_eps=encoder.get("norm_eps", 1e-6))
 
 
 def read_llama(c):

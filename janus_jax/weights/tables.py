@@ -219,6 +219,7 @@ JANUS = {  # (layout, way of drawing) -> table
     ],
 }  # fmt: skip
 LAYOUTS = ("deepseek", "transformers")
+PAGES = {"vq": ("pro_1b", "pro_7b"), "flow": ("flow_1p3b", "flow_1p3b_256")}  # configs that releases come in
 ABSENT = {"vq": r"$^", "flow": r"generation/(tokenizer|alignment)/.*"}  # what releases of a kind leave out
 
 
@@ -255,8 +256,9 @@ IDLE = {  # names that these files hold and the towers do not use: pooling heads
 
 
 def stored_tower(layout, abstract):
-    """The same of a tower: diffusers keeps the scale of latents in its config.json."""
-    return {path: leaf for path, leaf in abstract.items() if (layout, path) != ("diffusers_vae", f"{TOKENIZER}/scale")}
+    """The same of a tower, out of a whole model's parameters or its own: diffusers keeps the scale in its config.json."""
+    inside = {path: leaf for path, leaf in abstract.items() if path.startswith(f"{INTO[layout]}/")}
+    return {path: leaf for path, leaf in inside.items() if (layout, path) != ("diffusers_vae", f"{TOKENIZER}/scale")}
 
 
 def unused(layout, kind, abstract):

@@ -94,7 +94,12 @@ def _read_vae(folder):
         latent_channels=c.get("latent_channels", 4),
         num_groups=c.get("norm_num_groups", 32),
     )
-    return {"generation": {"tokenizer": tokenizer}}
+    return {"generation": {"kind": "flow", "tokenizer": tokenizer}}
+
+
+def latent_scale(folder):
+    """1 / the standard deviation of an autoencoder's latents: what its config.json says, or diffusers' default."""
+    return _config(folder).get("scaling_factor", 0.18215)
 
 
 def notes(layout, folder):

@@ -72,3 +72,20 @@ def test_configs_import_only_config_things():
     for path in (ROOT / "configs").glob("*.py"):
         allowed = {"configs", "ml_collections", "difflib"}
         assert {n.split(".")[0] for n in imports(path)} <= allowed
+
+
+WAYS = {"vq", "flow", "toy"}
+PROPERTIES = {"read_shift", "opening", "dropped_seen", "training_only", "tap_layer"}
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent.name not in ("generation", "weights")], ids=str)
+def test_no_way_of_drawing_steers_a_branch(path):
+    """Outside generation, weights and configs nobody asks which path it is, or what it is like."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant):
+            assert node.value not in WAYS, f"{path.name}:{node.lineno} names {node.value!r}"
+        if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Match)):
+            asked = node.subject if isinstance(node, ast.Match) else node.test
+            names = {n.attr for n in ast.walk(asked) if isinstance(n, ast.Attribute)}
+            names |= {n.value for n in ast.walk(asked) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not names & (WAYS | PROPERTIES), f"{path.name}:{node.lineno} asks for {names}"

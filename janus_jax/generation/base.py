@@ -145,6 +145,10 @@ class GenerationPath(abc.ABC):
     def reconstruct(self, pictures):
         """Through the tokenizer and back: uint8[M, h, w, 3] -> float[M, h, w, 3], the ceiling of every drawing."""
 
+    def cache(self, pictures):
+        """What records may hold so that training need not run the tokenizer: uint8[M, h, w, 3] -> {field: array[M, ...]}."""
+        raise UserError(f"{type(self).__name__} keeps nothing of a picture.")
+
     def tokenizer_loss(self, pictures, keys, used):
         """Trains the tokenizer alone: uint8[M, h, w, 3] -> losses float32[M] and {metric: float32[M]}.
 

@@ -150,11 +150,18 @@ class FlowPath(GenerationPath):
         reference = None if self.nets.alignment is None else look(pictures.images)
         return noised(latents, noise, time, reference)
 
+    def cache(self, pictures):
+        """The posterior's mean, scaled, which stands beside the picture."""
+        mean, _ = self.nets.tokenizer.encode(to_float(pictures, jnp.float32))
+        return {"latents": rearrange(mean * self.nets.tokenizer.scale[...], "m h w c -> m c h w")}
+
     def latents(self, pictures, keys):
         """Scaled latents, float32[M, h, w, c], from a cache or from pixels; no gradient flows back."""
+        vae, side = self.nets.tokenizer, self.nets.side
         if pictures.latents is not None:
+            if pictures.latents.shape[1:] != (shape := (vae.channels, side, side)):
+                raise UserError(f"Cached latents are {pictures.latents.shape[1:]}, the model draws {shape}; make them anew.")
             return rearrange(pictures.latents, "m c h w -> m h w c").astype(jnp.float32)
-        vae = self.nets.tokenizer
         latents, logvar = vae.encode(to_float(pictures.images, jnp.float32))
         if self.nets.sample_latents:
             noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:]))(keys)
@@ -191,7 +198,7 @@ class FlowPath(GenerationPath):
 
     def sample(self, step, hidden, cache, *, keys, guidance):
         """Euler steps from noise; every one goes on from the prompts' cache, which stays as it is."""
-        shape = (self.nets.side, self.nets.side, self.nets.encoder.patch.kernel.shape[2])
+        shape = (self.nets.side, self.nets.side, self.nets.tokenizer.channels)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
         latents, _ = self.integrate(step, cache, noise, rows=len(hidden) // len(keys), guidance=guidance)
         return self.nets.tokenizer.decode(latents / self.nets.tokenizer.scale[...]), latents

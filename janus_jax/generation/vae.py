@@ -24,6 +24,7 @@ class VAE(nnx.Module):
           latent_channels: c.
           num_groups: of every GroupNorm.
         """
+        self.channels = latent_channels
         net = dict(widths=widths, num_res_blocks=num_res_blocks, num_groups=num_groups, attend=False)
         self.encoder = Encoder(rngs, stem=widths[0], z_channels=2 * latent_channels, **net)
         self.decoder = Decoder(rngs, z_channels=latent_channels, **net)

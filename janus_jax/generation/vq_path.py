@@ -92,6 +92,10 @@ class VQPath(GenerationPath):
         tokenizer = self.nets.tokenizer
         return jax.lax.stop_gradient(tokenizer.nearest(tokenizer.encode(to_float(images, jnp.float32))))
 
+    def cache(self, pictures):
+        """Codes, which stand instead of the picture."""
+        return {"codes": self.encode(pictures)}
+
     def embed(self, codes):
         """ids int32[M, T] -> float[M, T, D]; nothing is kept."""
         return self.nets.adaptor(self.nets.embed.astype(self.dtype)[codes]), None

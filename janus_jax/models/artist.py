@@ -104,7 +104,8 @@ class Artist:
     def _check_nets(self):
         """Answers need no nets that draw, and a checkpoint may lack some: imported JanusFlow its autoencoder."""
         lacking = {path.split("/")[1] for path in self.network.abstract.keys() - self.params.keys()}
-        if lacking := sorted(lacking - set(self._path.training_only)):
+        lacking = sorted(lacking - set(self._path.training_only))
+        if lacking:
             raise UserError(
                 f"The checkpoint cannot draw: it has no generation/{lacking[0]}. Import it with its autoencoder, "
                 "`convert import ... --vae=DIR`."

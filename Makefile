@@ -1,14 +1,15 @@
-# Two commands do everything: `make quickstart` and `make test`.
+# `make quickstart`, `make flow` and `make test` do everything.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+FLOW ?= runs/flow
 
 # On CPU: one device a core keeps both busy, and memory that is kept, in huge pages, is not cleared at every step.
-quickstart: export JAX_NUM_CPU_DEVICES ?= 2
-quickstart: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=100000000000
+quickstart flow: export JAX_NUM_CPU_DEVICES ?= 2
+quickstart flow: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: quickstart test acceptance lint
+.PHONY: quickstart flow test acceptance lint
 
 $(BIN)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,10 @@ data/shapes/about.json: | $(BIN)/.installed
 quickstart: $(BIN)/.installed data/shapes/about.json  ## data, tokenizer, three stages, evaluation, contact sheet
 	$(BIN)/python -m janus_jax.train --config=configs/tiny.py --workdir=$(RUN)
 	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(RUN) --benchmark=shapes --data=data/shapes --out=$(RUN)
+
+flow: $(BIN)/.installed data/shapes/about.json  ## the same with JanusFlow's way of drawing
+	$(BIN)/python -m janus_jax.train --config=configs/tiny_flow.py --workdir=$(FLOW)
+	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(FLOW) --benchmark=shapes --data=data/shapes --out=$(FLOW)
 
 test: $(BIN)/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope

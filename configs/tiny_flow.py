@@ -36,20 +36,20 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
-                mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine", warmup=50, steps=400, batch=16,
-                rows=4, length=320, und_slots=0, gen_slots=8, frozen=("generation/tokenizer/scale",),
+                mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine", warmup=50, steps=450, batch=4,
+                rows=1, length=256, und_slots=0, gen_slots=8, frozen=("generation/tokenizer/scale",),
             ),
             "1": common.stage(
-                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, lr=3e-3, warmup=50, steps=150,
-                und_slots=17, gen_slots=17, **shape,
+                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, lr=3e-3, warmup=50, steps=100,
+                und_slots=18, gen_slots=18, **shape,
             ),
             "2": common.stage(
-                mixture=(5, 1, 5), sources=sources, lr=3e-3, warmup=50, steps=850,
-                und_slots=16, gen_slots=17, **shape,
+                mixture=(10, 1, 10), sources=sources, lr=3e-3, warmup=50, steps=650,
+                und_slots=17, gen_slots=17, **shape,
             ),
             "3": common.stage(
-                mixture=(5, 1, 5), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
-                decay="cosine", warmup=50, steps=1_100, und_slots=16, gen_slots=16, template="chat", **shape,
+                mixture=(10, 1, 10), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
+                decay="cosine", warmup=50, steps=950, und_slots=10, gen_slots=10, template="chat", **shape,
             ),
         },
     )  # fmt: skip

@@ -205,7 +205,8 @@ def _begin(saved, config, stage, network, tx, mesh):
     if missing:
         make = lambda key: {p: a.astype(abstract[p].dtype) for p, a in network.fresh(key).items() if p in missing}
         places = {p: abstract[p].sharding for p in missing}
-        fresh = jax.jit(make, out_shardings=places)(jax.random.key(config["seed"]))
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}  # it runs once
+        fresh = jax.jit(make, out_shardings=places, compiler_options=quick)(jax.random.key(config["seed"]))
     params = loaded | fresh
     if stage != stages.TOKENIZER:
         params = _start_from_tokenizer(params, missing, config)

@@ -95,7 +95,7 @@ def test_stage_tables_are_the_papers(name):
         assert s.template == ("chat" if stage == "3" else "plain")
 
 
-@pytest.mark.parametrize("name", [*COUNTS, "tiny", "openmoji", "tiny_flow"])
+@pytest.mark.parametrize("name", [*COUNTS, "tiny", "openmoji", "tiny_flow", "openmoji_flow"])
 def test_every_stage_freezes_something_that_exists(name):
     config = load(name)
     for stage in config.stages:
@@ -109,7 +109,7 @@ def test_every_stage_freezes_something_that_exists(name):
 
 
 @pytest.mark.parametrize("stage", ["stage_1", "stage_2", "stage_3"])
-@pytest.mark.parametrize("name", [*COUNTS, "tiny", "tiny_flow"])
+@pytest.mark.parametrize("name", [*COUNTS, "tiny", "openmoji", "tiny_flow", "openmoji_flow"])
 def test_every_model_trains_under_eval_shape(name, stage):
     config = load(name).to_dict()
     s = config["stages"][stage]
@@ -119,7 +119,8 @@ def test_every_model_trains_under_eval_shape(name, stage):
     start = lambda n: jax.ShapeDtypeStruct((1, n), jnp.int32)
     weights = jax.ShapeDtypeStruct(row.shape, jnp.float32)
     u, g = s["und_slots"], s["gen_slots"]
-    und, gen = config["model"]["understanding"]["encoder"]["image_size"], config["model"]["generation"]["image_size"]
+    model = config["model"]
+    und, gen = model["understanding"]["encoder"]["image_size"], model["generation"]["image_size"]
     batch = Batch(row, row, row, weights, row, pictures(u, und), start(u), pictures(g, gen), start(g))
 
     def loss(params, batch):

@@ -145,7 +145,7 @@ class ExampleMaker:
             task=-1,
             gen_images=(self._drawn(record, rng),),
             gen_starts=(len(tokens) - self.gen_tokens,),
-            unseen=(1, 1 + len(ids)) if drop and not self.dropped_seen else (0, 0),
+            unseen=(1, 1 + len(ids) * (drop and not self.dropped_seen)),
         )
 
     def _drawn(self, record, rng):

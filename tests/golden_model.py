@@ -54,7 +54,7 @@ def flow_model(d):
     model["generation"] = dict(
         kind="flow", image_size=8 * d["latent"],
         tokenizer=dict(widths=[1, 1, 1, 1], num_res_blocks=1, latent_channels=4, num_groups=1),
-        unet=dict(dim=d["unet"], num_blocks=2, norm_eps=d["rms_eps"]),
+        unet=dict(dim=d["unet"], num_blocks=2, norm_eps=d["rms_eps"]), alignment=dict(layer=0, feature_dim=0),
     )  # fmt: skip
     return model
 

@@ -38,8 +38,8 @@ COUNTS["flow_1p3b"] = {
     "understanding/encoder": 303_688_704,
     "understanding/adaptor": 2_099_200,
     "understanding/begin": 2_048,
-    "generation/tokenizer/encoder": 34_163_592 - 72,  # counted there with its 1x1 convolution
-    "generation/tokenizer/decoder": 49_490_179 - 20,
+    "generation/tokenizer/encoder": 34_163_592,
+    "generation/tokenizer/decoder": 49_490_179,
     "generation/tokenizer": 83_653_863 + 1,  # and the scale of latents
     "generation/encoder/": 21_614_336,
     "generation/encoder_adaptor": 1_574_912,

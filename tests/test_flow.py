@@ -135,7 +135,7 @@ def test_alignment_pulls_the_llm_and_not_the_encoder_it_looks_at(recipe):
 def test_alignment_can_be_left_out(recipe):
     network, batch = first_batch(recipe)
     whole, metrics = loss_of(network, params_of(network), batch)
-    recipe.model.generation.alignment = None
+    recipe.model.generation.alignment.layer = 0
     without, _ = first_batch(recipe)
     assert not any(p.startswith("generation/alignment") for p in without.abstract)
     loss, left = loss_of(without, {p: a for p, a in params_of(network).items() if p in without.abstract}, batch)
@@ -151,6 +151,10 @@ def test_alignment_of_other_sizes_is_told(recipe):
     recipe.model.generation.alignment.layer = 3
     network, batch = first_batch(recipe)
     with pytest.raises(UserError, match="output of block 3; config.model.llm.num_layers is 2"):
+        loss_of(network, network.abstract, batch)
+    recipe.model.understanding.encoder.update(image_size=64, patch_size=32)
+    network, batch = first_batch(recipe)
+    with pytest.raises(UserError, match="draw are 32 px, .* encoder of 64 px"):
         loss_of(network, network.abstract, batch)
 
 

@@ -81,7 +81,7 @@ class Alignment(nnx.Module):
 class FlowNets(FlowTokenizerNets):
     """Autoencoder, ConvNeXt encoder and decoder with the linear maps between them and the LLM, alignment MLP."""
 
-    def __init__(self, rngs, *, embed_dim, tokenizer, unet, alignment=None, sample_latents=False, **settings):
+    def __init__(self, rngs, *, embed_dim, tokenizer, unet, alignment, sample_latents=False, **settings):
         """Builds the nets.
 
         Args:
@@ -89,7 +89,7 @@ class FlowNets(FlowTokenizerNets):
           embed_dim: D of the LLM.
           tokenizer: keyword arguments of `VAE`.
           unet: `dim`, `num_blocks`, `norm_eps` of `FlowEncoder` and `FlowDecoder`.
-          alignment: `layer`, the block whose states are aligned, and `feature_dim` F; None leaves alignment out.
+          alignment: `layer`, the block whose states are aligned, 0 for no alignment, and `feature_dim` F.
           sample_latents: draws latents from their posterior; otherwise they are its mean.
           **settings: of `FlowTokenizerNets`.
         """
@@ -101,8 +101,8 @@ class FlowNets(FlowTokenizerNets):
         self.decoder_norm = RMSNorm(rngs, embed_dim, eps=unet["norm_eps"])
         self.decoder_adaptor = Linear(rngs, embed_dim, unet["dim"], axes=("embed", "embed_out"))
         self.decoder = FlowDecoder(rngs, **net)
-        self.alignment = Alignment(rngs, embed_dim, alignment["feature_dim"]) if alignment else None
-        self.tap_layer = alignment["layer"] if alignment else None
+        self.alignment = Alignment(rngs, embed_dim, alignment["feature_dim"]) if alignment["layer"] else None
+        self.tap_layer = alignment["layer"] or None
 
 
 class FlowPath(GenerationPath):
@@ -135,7 +135,7 @@ class FlowPath(GenerationPath):
         adaptors = blocks * block(dim) + tokens * 2 * dim * (embed_dim + 4 * vae["latent_channels"])
         adaptors += 2 * embed_dim * (dim + embed_dim)
         parts = {"tokenizer": flops.FORWARD * encode, "adaptors": flops.TRAINED * adaptors, "heads": flops.TRAINED * heads}
-        if settings.get("alignment"):
+        if settings["alignment"]["layer"]:
             features = settings["alignment"]["feature_dim"]
             parts["heads"] += flops.TRAINED * tokens * 2 * embed_dim * (2 * embed_dim + features)
             parts["encoder"] = flops.FORWARD * encoder
@@ -191,7 +191,7 @@ class FlowPath(GenerationPath):
             raise UserError(
                 f"Alignment compares {ours.shape[1]} tokens of {ours.shape[2]} numbers of a picture to draw with "
                 f"{theirs.shape[1]} features of {theirs.shape[2]}; change the sizes of config.model, or leave it out with "
-                "--config.model.generation.alignment=None."
+                "--config.model.generation.alignment.layer=0."
             )
         cosine = optax.losses.cosine_similarity(ours, theirs, epsilon=1e-8).mean(axis=-1)
         return error - cosine, {"gen_velocity": error, "gen_alignment": cosine}

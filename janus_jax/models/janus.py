@@ -107,6 +107,12 @@ class Janus(nnx.Module):
 
     def look(self, pictures):
         """Features of the understanding encoder as it is now, without gradient: uint8[M, h, w, 3] -> float[M, T, F]."""
+        size = self.understanding.encoder.image_size
+        if pictures.shape[1] != size:
+            raise UserError(
+                f"Pictures to draw are {pictures.shape[1]} px, and the way of drawing looks at them with an understanding "
+                f"encoder of {size} px; make config.model.generation.image_size the same."
+            )
         return jax.lax.stop_gradient(self.understanding.look(pictures, dtype=self.dtype))
 
     def insert_pictures(self, x, pictures, *, start):

@@ -22,11 +22,11 @@ from janus_jax.models.janus import count_targets
 from tests import paths
 from tests.conftest import CACHE, first_batch, params_of, state_for
 
-KINDS = [module.name for module in pkgutil.iter_modules(paths.__path__)]
+PAGES = {m.name: importlib.import_module(f"tests.paths.{m.name}") for m in pkgutil.iter_modules(paths.__path__)}
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=PAGES)
 def kind(request):
     return request.param
 
@@ -34,13 +34,13 @@ def kind(request):
 @pytest.fixture
 def recipe(kind, data):
     """The small config of a way of drawing."""
-    config = importlib.import_module(f"tests.paths.{kind}").get_config(data)
+    config = PAGES[kind].get_config(data)
     assert config.model.generation.kind == kind
     return config
 
 
 def test_every_registered_path_has_its_page():
-    assert set(KINDS) == set(PATHS)
+    assert PAGES.keys() == PATHS.keys()
 
 
 def keys_for(batch):

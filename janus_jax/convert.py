@@ -65,11 +65,11 @@ def import_weights(out):
     places = sharding.param_shardings(mesh, abstract, axes)
     placed = _place(folder, tensors, abstract, places)
     placed |= {f"unused/{name}": jax.numpy.asarray(folder.read(name)) for name in idle}
-    vae = folder if layout == "diffusers_vae" else VAE.value and files.Folder(VAE.value)
+    vae = files.Folder(VAE.value) if VAE.value else None
     if vae:
-        if vae is not folder:
-            placed |= _place(vae, _match("diffusers_vae", None, vae, abstract)[0], abstract, places)
-        scale = np.float32(tower_fields.latent_scale(vae))
+        placed |= _place(vae, _match("diffusers_vae", None, vae, abstract)[0], abstract, places)
+    if vae or layout == "diffusers_vae":
+        scale = np.float32(tower_fields.latent_scale(vae or folder))
         placed["generation/tokenizer/scale"] = jax.device_put(scale, places["generation/tokenizer/scale"])
     if lacking := sorted({"/".join(path.split("/")[:2]) for path in abstract.keys() - placed.keys()}):
         logging.warning("%s does not hold %s", folder.path, lacking)

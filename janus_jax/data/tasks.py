@@ -163,16 +163,18 @@ class ExampleMaker:
         t = self.tokenizer
         ids, spans = t.encode("".join(p.text for p in pieces))
         ends = np.cumsum([len(p.text) for p in pieces])
+        before = np.cumsum([0, *(p.target for p in pieces)])  # target pieces before each one
+        begins, stops = np.array(spans, int).reshape(-1, 2).T
+        overlap = before[np.searchsorted(ends, stops, "left") + 1] > before[np.searchsorted(ends, begins, "right")]
         tokens, target, starts = [t.bos], [False], []
-        for token, (begin, end) in zip(ids, spans, strict=True):
+        for token, hit in zip(ids, overlap.tolist(), strict=True):
             if token == t.image:
                 starts.append(len(tokens) + 1)
                 tokens += [t.boi] + [t.image] * self.und_tokens + [t.eoi]
                 target += [False] * (self.und_tokens + 2)
             else:
                 tokens.append(token)
-                first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end, "left")
-                target.append(any(p.target for p in pieces[first : last + 1]))
+                target.append(hit)
         if len(starts) != len(images):
             raise BadRecord("pictures and placeholders differ in number")
         if len(tokens) > self.max_length:

@@ -13,7 +13,7 @@ FLOORS = [  # a file may import its own floor and those below it
     {"data", "generation", "weights", "stages"},
     {"models", "optimizer"},
     {"cli", "train_step", "checkpoint", "metrics", "eval"},
-    {"assembly"},
+    {"assembly", "caches"},
     {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},
 ]
 

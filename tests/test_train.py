@@ -167,7 +167,7 @@ def test_mistakes_of_the_other_commands_are_told_in_a_sentence(trained, argument
         (["--config.stpes=3"], "no field 'stpes'"),
         (["--config.data.sources.text.path=/nowhere/*"], "no data lie at .*/nowhere"),
         (["--config.stages.stage_1.batch=18"], "do not divide over data x fsdp"),
-        (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['vq'\]"),
+        (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['flow', 'vq'\]"),
         (["--config.mesh.tensor=3"], "does not fit 8 devices"),
         (["--config.init_fresh=()"], "no checkpoint to start from.*--config.init_from"),
         (["--config.init_fresh=('llm','understanding')"], r"no checkpoint.*generation/tokenizer'.*--config.init_from"),

@@ -44,7 +44,7 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
         raise UserError(f"The config has no source {source_name!r}; known: {sorted(config['data']['sources'])}.")
     network, place = assembly.build_network(config, stages.TOKENIZER), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {p: jax.ShapeDtypeStruct(a.shape, "float32", sharding=place) for p, a in network.abstract.items()}
-    params = checkpoint.load_params(saved, wanted, weights="ema")
+    params = checkpoint.load_params(saved, wanted)  # not an average of them: a next stage starts from these
     size, crop = config["model"]["generation"]["image_size"], config["data"]["crop"]
     run = jax.jit(lambda params, pictures: network.merge(params).path.cache(pictures))
     kept = jax.eval_shape(run, params, jax.ShapeDtypeStruct((BATCH, size, size, 3), "uint8"))
@@ -62,11 +62,8 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
         records = []
         for index in range(start, min(start + PER_FILE, len(source))):
             try:
-                records.append(
-                    _cropped(
-                        source[index], size=size, rng=np.random.default_rng((seed, index)) if crop == "random" else None
-                    )
-                )
+                rng = np.random.default_rng((seed, index)) if crop == "random" else None
+                records.append(_cropped(source[index], size=size, rng=rng))
             except BadRecord as error:
                 logging.warning("Left out %s/%d: %s", source_name, index, error)
                 bad += 1

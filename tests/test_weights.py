@@ -689,7 +689,8 @@ def test_a_vae_tower_of_a_diffusers_folder(tmp_path):
         np.testing.assert_array_equal(array, again[path])
     (tmp_path / "vae/sdxl_vae.safetensors").unlink()
     count = sum(math.prod(shape) for shape, _ in files.Folder(tmp_path / "vae").held.values())
-    assert sum(a.size for a in params.values()) == count
+    assert sum(a.size for a in params.values()) == count + 1  # the scale, which config.json holds
+    assert params["generation/tokenizer/scale"] == np.float32(0.13025)
 
 
 @pytest.mark.skipif(not REAL_CODES.is_dir(), reason="the released codebook is not here")

@@ -25,6 +25,17 @@ SIGLIP_L_16_384 = dict(
     norm_eps=1e-6,
     remat="block",
 )
+LLM_1P3B = dict(  # of Janus-1.3B, Janus-Pro-1B and JanusFlow-1.3B
+    vocab_size=102_400,
+    num_layers=24,
+    embed_dim=2048,
+    num_heads=16,
+    num_kv_heads=16,
+    mlp_dim=5_632,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    remat="block",
+)
 SYSTEM_PROMPT = (  # of the released models, before understanding conversations in stage 3
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."

@@ -19,17 +19,7 @@ def get_config(stage="all", *, image_size=384):
     c.ema = 0.99
     c.samples.guidance = 2.0
     c.init_fresh = ("understanding/(adaptor|begin)", "generation/(?!tokenizer).*")
-    c.model.llm = dict(
-        vocab_size=102_400,
-        num_layers=24,
-        embed_dim=2048,
-        num_heads=16,
-        num_kv_heads=16,
-        mlp_dim=5_632,
-        rope_theta=10_000.0,
-        norm_eps=1e-6,
-        remat="block",
-    )
+    c.model.llm = common.LLM_1P3B
     encoder = common.SIGLIP_L_16_384 | dict(image_size=image_size)
     c.model.understanding = dict(encoder=encoder, adaptor="linear", begin=True)
     c.model.generation = dict(

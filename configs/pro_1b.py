@@ -11,17 +11,7 @@ from configs import common
 def get_config(stage="all"):
     """Mixtures are understanding : text : generation; batches count packed rows of 4096 tokens."""
     c = common.get_config()
-    c.model.llm = dict(
-        vocab_size=102_400,
-        num_layers=24,
-        embed_dim=2048,
-        num_heads=16,
-        num_kv_heads=16,
-        mlp_dim=5_632,
-        rope_theta=10_000.0,
-        norm_eps=1e-6,
-        remat="block",
-    )
+    c.model.llm = common.LLM_1P3B
     c.model.understanding = dict(encoder=common.SIGLIP_L_16_384, adaptor="mlp", begin=False)
     c.model.generation = dict(kind="vq", image_size=384, tokenizer=common.VQ_16, tokenizer_training=None)
     c.data.system_prompt = common.SYSTEM_PROMPT

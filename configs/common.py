@@ -103,14 +103,17 @@ def tiny_model(*, vocab_size):
 def tiny_flow_model(*, vocab_size):
     """JanusFlow's architecture at 64 px: 16 features to understand and 16 latent tokens to draw a picture."""
     model = tiny_model(vocab_size=vocab_size)
+    narrow = dict(embed_dim=64, mlp_dim=192)
+    model.llm.update(narrow)
+    model.understanding.encoder.update(narrow)
     model.understanding.update(adaptor="linear", begin=True)
     model.generation = dict(
         kind="flow",
         image_size=64,
         tokenizer=dict(widths=(8, 16, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
-        tokenizer_training=dict(squared=1.0, absolute=1.0, divergence=1e-4, crop=32),
+        tokenizer_training=dict(squared=1.0, absolute=1.0, divergence=5e-3, crop=32),
         unet=dict(dim=64, num_blocks=2, norm_eps=1e-6),
-        alignment=dict(layer=2, feature_dim=128),
+        alignment=dict(layer=2, feature_dim=64),
         sample_latents=False,
     )
     return model

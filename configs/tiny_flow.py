@@ -44,12 +44,12 @@ def get_config(stage="all"):
                 und_slots=18, gen_slots=18, **shape,
             ),
             "2": common.stage(
-                mixture=(10, 1, 10), sources=sources, lr=3e-3, warmup=50, steps=650,
+                mixture=(10, 1, 10), sources=sources, lr=3e-3, warmup=50, steps=850,
                 und_slots=17, gen_slots=17, **shape,
             ),
             "3": common.stage(
                 mixture=(10, 1, 10), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
-                decay="cosine", warmup=50, steps=950, und_slots=10, gen_slots=10, template="chat", **shape,
+                decay="cosine", warmup=50, steps=1_250, und_slots=10, gen_slots=10, template="chat", **shape,
             ),
         },
     )  # fmt: skip

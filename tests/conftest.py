@@ -1,11 +1,14 @@
 """Eight fake CPU devices, strict ranks, a compile cache, and one tiny data set and config for all tests."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / "janus_jax_test_cache"
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(  # programs here run for milliseconds and are compiled for minutes
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
@@ -40,6 +43,7 @@ def small_flow(config, data):
 
 def _small(config, data):
     config.save_every = 4
+    config.optimizer.kind = "adamw"  # compiles in a third of the time of Muon
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.samples.prompts = ()
     config.model.llm.update(num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=64)
@@ -69,8 +73,8 @@ def first_batch(config, stage="stage_2"):
 
 
 def params_of(network):
-    """Fresh parameters."""
-    return jax.jit(network.fresh)(jax.random.key(0))
+    """Fresh parameters, op by op: programs of one op are compiled once for all models."""
+    return network.fresh(jax.random.key(0))
 
 
 def state_for(config, stage, network):
@@ -81,6 +85,25 @@ def state_for(config, stage, network):
     zero = jnp.zeros((), jnp.int32)
     ema = dict(trainable) if config["ema"] else {}
     return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), ema, zero), tx, rate
+
+
+def two_losses(config, network, batch, *, devices, microbatches):
+    """The first two losses of stage 2 on some devices."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        state, tx, rate = state_for(config, "stage_2", network)
+        places = sharding.param_shardings(mesh, network.abstract, network.axes)
+        put = lambda part: {p: jax.device_put(jnp.copy(a), places[p]) for p, a in part.items()}
+        trainable = put(state.trainable)
+        state = state._replace(
+            trainable=trainable, frozen=put(state.frozen), ema=put(state.ema), opt_state=jax.jit(tx.init)(trainable)
+        )
+        step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=microbatches, seed=0))
+        out = []
+        for _ in range(2):
+            state, metrics = step(state, sharding.put_batch(mesh, batch))
+            out.append(metrics["loss"].item())
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +118,24 @@ def data(tmp_path_factory):
 def config(data):
     """The small config, a fresh one each time."""
     return small(tiny.get_config(), data)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, where it is installed."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def folder(torch, data, tmp_path_factory):
+    """Writes a random transformers model with its tokenizer: (shape, dtype) -> model, folder."""
+    from tests.peer import peer
+
+    def make(shape, dtype="float32"):
+        path = tmp_path_factory.mktemp("peer")
+        model = peer(shape, dtype=dtype)
+        model.save_pretrained(path)
+        shutil.copy(data / "tokenizer.json", path)
+        return model, path
+
+    return make

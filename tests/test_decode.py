@@ -18,7 +18,7 @@ from janus_jax.models.artist import Artist
 @pytest.fixture
 def artist(config, data):
     network = assembly.build_network(config.to_dict(), "stage_3")
-    params = jax.jit(network.fresh)(jax.random.key(0))
+    params = network.fresh(jax.random.key(0))
     return Artist(network, params, tokenizer.load(data / "tokenizer.json"), config.to_dict(), template="chat")
 
 

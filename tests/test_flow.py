@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, caches, checkpoint, sharding, train_step
+from janus_jax import assembly, caches, checkpoint, train_step
 from janus_jax.data import image_ops, tokenizer
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
+from janus_jax.generation import convnext
 from janus_jax.generation.base import Pictures
 from janus_jax.generation.flow import FlowGuidance
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
 from janus_jax.models.janus import count_targets
-from tests.conftest import first_batch, params_of, state_for
+from tests.conftest import first_batch, params_of, state_for, two_losses
 from tests.paths import flow
 
 
@@ -280,22 +281,13 @@ def test_latents_may_be_drawn_from_their_posterior(recipe):
 
 def test_loss_is_the_same_however_the_batch_is_split(recipe):
     network, batch = first_batch(recipe)
+    whole, split = (two_losses(recipe, network, batch, devices=n, microbatches=n) for n in (1, 2))
+    np.testing.assert_allclose(split, whole, rtol=1e-6)
 
-    def losses(devices, microbatches):
-        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            state, tx, rate = state_for(recipe, "stage_2", network)
-            places = sharding.param_shardings(mesh, network.abstract, network.axes)
-            put = lambda part: {p: jax.device_put(jnp.copy(a), places[p]) for p, a in part.items()}
-            trainable = put(state.trainable)
-            state = state._replace(
-                trainable=trainable, frozen=put(state.frozen), ema=put(state.ema), opt_state=jax.jit(tx.init)(trainable)
-            )
-            step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=microbatches, seed=0))
-            out = []
-            for _ in range(2):
-                state, metrics = step(state, sharding.put_batch(mesh, batch))
-                out.append(metrics["loss"].item())
-        return out
 
-    np.testing.assert_allclose(losses(2, 2), losses(1, 1), rtol=1e-6)
+def test_both_depthwise_convolutions_are_one():
+    """On CPU a product with band matrices, elsewhere XLA's own; maps smaller and larger than the window."""
+    rng = np.random.default_rng(0)
+    for shape in ((2, 4, 3, 5), (1, 9, 12, 3)):
+        x, kernel = rng.normal(size=shape).astype(np.float32), rng.normal(size=(7, 7, 1, shape[-1])).astype(np.float32)
+        np.testing.assert_allclose(convnext.banded(x, kernel), convnext.grouped(x, kernel), rtol=1e-5, atol=1e-5)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly, optimizer, sharding, train_step
+from janus_jax import assembly, optimizer, train_step
 from janus_jax.errors import UserError
 from janus_jax.models.interleave import extract, insert
 from janus_jax.models.janus import count_targets
-from tests.conftest import first_batch, params_of, state_for
+from tests.conftest import first_batch, params_of, state_for, two_losses
 
 
 @pytest.mark.parametrize("mixture, slots", [((1, 0, 0), "gen_slots"), ((0, 1, 0), "und_slots")])
@@ -38,26 +38,12 @@ def test_only_what_trains_has_moments(config):
     assert sum(m.size for m in moments) < 2.1 * sum(a.size for a in state.trainable.values()) + 10
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(1, 2), (1, 4), (2, 1), (8, 1), (2, 2)])
-def test_loss_is_the_same_however_the_batch_is_split(config, devices, microbatches):
+def test_loss_is_the_same_however_the_batch_is_split(config):
     network, batch = first_batch(config)
-
-    def losses(devices, microbatches):
-        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            state, tx, rate = state_for(config, "stage_2", network)
-            places = sharding.param_shardings(mesh, network.abstract, network.axes)
-            put = lambda part: {p: jax.device_put(a, places[p]) for p, a in part.items()}
-            trainable = put(state.trainable)
-            state = state._replace(trainable=trainable, frozen=put(state.frozen), opt_state=jax.jit(tx.init)(trainable))
-            step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=microbatches, seed=0))
-            out = []
-            for _ in range(2):
-                state, metrics = step(state, sharding.put_batch(mesh, batch))
-                out.append(metrics["loss"].item())
-        return out
-
-    np.testing.assert_allclose(losses(devices, microbatches), losses(1, 1), rtol=1e-6)
+    whole = two_losses(config, network, batch, devices=1, microbatches=1)
+    for devices, microbatches in ((1, 4), (8, 1), (2, 2)):
+        split = two_losses(config, network, batch, devices=devices, microbatches=microbatches)
+        np.testing.assert_allclose(split, whole, rtol=1e-6, err_msg=f"{devices} devices, {microbatches} microbatches")
 
 
 def test_a_non_finite_step_changes_nothing(config):

@@ -19,7 +19,7 @@ from janus_jax.errors import UserError
 from janus_jax.weights import fields, files
 from tests.test_model import first_batch, params_of
 from tests.test_train import finish, run, start
-from tests.test_weights import command, folder, torch  # noqa: F401 (fixtures)
+from tests.test_weights import command
 
 LLM_TOKENIZER = Path(__file__).parent.parent.parent / "shared/data/tokenizer_deepseek_llm/tokenizer.json"
 
@@ -62,7 +62,7 @@ def test_preprocessing_is_the_released_one(mode, size):
 
 
 @pytest.mark.parametrize("size", [(384, 384), (256, 512), (96, 48), (900, 300)])
-def test_preprocessing_agrees_with_transformers_where_it_rounds_alike(torch, size):  # noqa: F811
+def test_preprocessing_agrees_with_transformers_where_it_rounds_alike(torch, size):
     from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
     image = noise("RGB", *size)
@@ -170,7 +170,7 @@ def test_the_state_at_boi_predicts_the_first_code(drawing):
 # From weights to weights.
 
 
-def test_imported_weights_are_trained_and_exported(torch, folder, data, tmp_path):  # noqa: F811
+def test_imported_weights_are_trained_and_exported(torch, folder, data, tmp_path):
     from transformers import JanusForConditionalGeneration
 
     sizes = dict(layers=3, heads=3, width=24, grid=3, vit_heads=3, vit_layers=2, mlp=40)
@@ -223,7 +223,7 @@ def test_a_stage_starts_from_several_towers(data, tmp_path):
 
     config = small(tiny.get_config(), data).to_dict()
     network = assembly.build_network(config, "stage_1")
-    params = jax.jit(network.fresh)(jax.random.key(3))
+    params = network.fresh(jax.random.key(3))
     parts = {"llm": "llm/", "eyes": "understanding/encoder/", "codes": "generation/tokenizer/"}
     for name, prefix in parts.items():
         mine = {p: a for p, a in params.items() if p.startswith(prefix)}

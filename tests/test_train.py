@@ -51,7 +51,7 @@ def trained(data, tmp_path_factory):
 def start(config_file, workdir, *flags, devices=8):
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     }
     return run("train", f"--config={config_file}", f"--workdir={workdir}", *flags, env=env)

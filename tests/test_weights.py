@@ -88,11 +88,6 @@ def test_a_name_without_a_line_or_with_two_is_told():
 # Live parity: random shapes, other ones in every run.
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
 def random_shape(rng):
     """More than two layers, odd numbers of heads, pictures that are no 4 x 4 grid."""
     heads, grid = int(rng.choice([1, 3, 5])), int(rng.choice([2, 3, 5]))
@@ -101,52 +96,6 @@ def random_shape(rng):
         vit_heads=int(rng.choice([1, 3, 5])), vit_layers=int(rng.integers(1, 4)), mlp=int(rng.integers(3, 9)) * 8,
         multiplier=[1, *rng.integers(1, 3, 4).tolist()], res_blocks=int(rng.integers(1, 3)), codes=int(rng.integers(40, 90)),
     )  # fmt: skip
-
-
-def peer(shape, *, dtype="float32", seed=0):
-    """A random transformers model with noise in every norm and bias, its codebook's rows of no common length."""
-    import torch
-    from transformers import JanusConfig, JanusForConditionalGeneration
-
-    torch.manual_seed(seed)
-    width, grid = shape["width"], shape["grid"]
-    config = JanusConfig(
-        text_config=dict(
-            model_type="llama", hidden_size=width, intermediate_size=shape["mlp"], num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"], num_key_value_heads=shape["heads"], vocab_size=600,
-            max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-        ),
-        vision_config=dict(
-            hidden_size=8 * shape["vit_heads"], num_hidden_layers=shape["vit_layers"],
-            num_attention_heads=shape["vit_heads"], image_size=16 * grid, patch_size=16, projection_dim=width, depth=2,
-            num_image_tokens=grid**2,
-        ),
-        vq_config=dict(
-            embed_dim=8, num_embeddings=shape["codes"], latent_channels=32, base_channels=32,
-            channel_multiplier=shape["multiplier"], num_res_blocks=shape["res_blocks"], projection_dim=width,
-            image_token_embed_dim=width, num_hidden_layers=2,
-        ),
-        image_token_id=3, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = JanusForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model.to(getattr(torch, dtype))
-
-
-@pytest.fixture(scope="module")
-def folder(torch, data, tmp_path_factory):
-    """Writes a random transformers model with its tokenizer: (shape, dtype) -> model, folder."""
-
-    def make(shape, dtype="float32"):
-        path = tmp_path_factory.mktemp("peer")
-        model = peer(shape, dtype=dtype)
-        model.save_pretrained(path)
-        shutil.copy(data / "tokenizer.json", path)
-        return model, path
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -654,7 +603,7 @@ def as_timm(weights):
 def test_a_vq_tower_of_llamagens_file(torch, tmp_path):
     settings = dict(base_channels=32, channel_mult=[1, 2], num_res_blocks=2, z_channels=32, codebook_size=40, codebook_dim=8)
     network = Network(functools.partial(VQTokenizer, **settings))
-    fresh = jax.jit(network.fresh)(jax.random.key(0))
+    fresh = network.fresh(jax.random.key(0))
     prefixed = {f"generation/tokenizer/{p}": np.asarray(a) for p, a in fresh.items()}
     (table,) = tables.TOWERS["llamagen_vq"]
     tensors = names.spell_out(table, prefixed, layout="llamagen_vq")
@@ -703,7 +652,7 @@ def test_codes_over_the_released_codebook_are_exact():
     vectors = vectors.astype(np.float32).reshape(1, 20, 20, 8)
     settings = dict(base_channels=32, channel_mult=[1], num_res_blocks=1, z_channels=32, codebook_size=len(book))
     network = Network(functools.partial(VQTokenizer, codebook_dim=8, **settings))
-    params = jax.jit(network.fresh)(jax.random.key(0)) | {"codebook": jnp.asarray(book)}
+    params = network.fresh(jax.random.key(0)) | {"codebook": jnp.asarray(book)}
     codes = np.asarray(jax.jit(lambda p: network.merge(p).nearest(jnp.asarray(vectors)))(params))[0]
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
     exact = unit(vectors.reshape(-1, 8).astype(np.float64)) @ unit(book.astype(np.float64)).T

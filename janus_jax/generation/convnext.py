@@ -23,24 +23,37 @@ def sinusoid(time, width):
 
 
 class Depthwise(nnx.Module):
-    """A convolution of every channel by itself, with bias, summed up window cell by window cell.
-
-    XLA makes one loop of the sum; on CPU it takes a tenth of the time of its grouped convolution.
-    """
+    """A convolution of every channel by itself, with bias, in fp32."""
 
     def __init__(self, rngs, dim, *, window):
-        self.window = window
         init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
         self.kernel = param(rngs, (window, window, 1, dim), ("window", "window", "conv_in", "conv_out"), init)
         self.bias = param(rngs, (dim,), ("conv_out",), zeros)
 
     def __call__(self, x):
         """float[M, h, w, C] -> float[M, h, w, C]."""
-        (_, h, w, _), side = x.shape, self.window // 2
-        padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (side, side), (side, side), (0, 0)))
-        cells = [(i, j) for i in range(self.window) for j in range(self.window)]
-        y = sum(padded[:, i : i + h, j : j + w] * self.kernel[i, j][None, None] for i, j in cells)
+        y = jax.lax.platform_dependent(x.astype(jnp.float32), self.kernel[...], cpu=banded, default=grouped)
         return (y + trailing(self.bias, y)).astype(x.dtype)
+
+
+def grouped(x, kernel):
+    """float32[M, h, w, C] and float32[s, s, 1, C] -> float32[M, h, w, C], by XLA's own convolution."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=x.shape[-1])
+
+
+def banded(x, kernel):
+    """The same as one product: the window's rows stacked, and along the width a band matrix for every channel.
+
+    On CPU a tenth of the time of XLA's grouped convolution.
+    """
+    (_, h, w, _), window = x.shape, len(kernel)
+    side = window // 2
+    place = jnp.arange(w)[None] - jnp.arange(w)[:, None] + side  # in the window, of an input column x for an output column o
+    band = jnp.einsum("oxj,ijc->ioxc", jax.nn.one_hot(place, window), rearrange(kernel, "i j 1 c -> i j c"))
+    padded = jnp.pad(x, ((0, 0), (side, side), (0, 0), (0, 0)))
+    rows = jnp.stack([padded[:, i : i + h] for i in range(window)])
+    return jnp.einsum("ioxc,imhxc->mhoc", band, rows)
 
 
 class GRN(nnx.Module):

@@ -185,6 +185,8 @@ def check_stage(config, stage):
     for field, (value, smallest) in least.items():
         if value < smallest:
             raise UserError(f"config.{field} is {value}; it must be at least {smallest}.")
+    if config["ema"] >= 1:
+        raise UserError(f"config.ema is {config['ema']}; the average would never move: it must be below 1.")
     for phase in ({"mixture": s["mixture"]}, *s["phases"]):
         unknown = sorted(set(phase) - {"until", "mixture", "sources"})
         if (
@@ -197,7 +199,9 @@ def check_stage(config, stage):
                 "or `sources` where these change."
             )
     if stage == stages.TOKENIZER and s["microbatches"] > 1:
-        raise UserError(f"Stage {stage} cannot be cut into microbatches: its codebook is judged by all pictures of a step.")
+        raise UserError(
+            f"Stage {stage} cannot be cut into microbatches: its tokenizer looks at all pictures of a step at once."
+        )
 
 
 def phases_of(s):

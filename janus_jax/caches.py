@@ -31,7 +31,7 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
       seed: of random crops.
 
     Returns:
-      what about.json says: the source, its records, the crop, and a fingerprint of tokenizer, size and crop.
+      what about.json says: source, picture size, crop, seed and the tokenizer's fingerprint; and the records left out.
 
     Raises:
       UserError: for a model whose way of drawing keeps something else, and for a folder made otherwise.
@@ -98,6 +98,7 @@ def _cropped(record, *, size, rng):
     """The record, and its square as pixels; without an rng the one in the middle."""
     if record.get("image") is None:
         raise BadRecord("no field 'image'")
+    image_ops.check_drawable(record["image"])
     place = None if rng is None else rng.random()
     pixels = image_ops.for_generation(image_ops.decode(record["image"]), size=size, crop=place)
     return {k: v for k, v in record.items() if k != "image"}, pixels

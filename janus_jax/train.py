@@ -172,14 +172,14 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
             if done % config["save_every"] == 0 or done == last or preempted:
                 report(pending)
                 pending = None
-                _save(writer, offset + done, state, about | {"data": data.get_state()})
+                _save(writer, offset + done, state, about | {"data": data.get_state(), "done": done == last})
                 saved_at = offset + done
                 if not preempted:
                     sampler(saved_at, state.trainable | state.frozen | state.ema, packed.batch)
                 before = time.perf_counter()
         if preempted and saved_at != offset + done:
             report(pending) if pending else None
-            _save(writer, offset + done, state, about | {"data": data.get_state()})
+            _save(writer, offset + done, state, about | {"data": data.get_state(), "done": False})
     finally:
         data.close()
         progress.close()
@@ -196,6 +196,11 @@ def _begin(saved, config, stage, network, tx, mesh):
     abstract = _abstract_params(config, stage, network, mesh)
     loaded = {}
     for origin in origins:
+        if origin.about.get("stage") == stages.TOKENIZER and not origin.about.get("done", True):
+            raise UserError(
+                f"The tokenizer stage in {str(origin.directory)!r} stopped at step {origin.step}, before its end, where it "
+                "measures its latents. Train it to its end first: the same command with the stage `tokenizer`."
+            )
         held = checkpoint.param_structs(origin)
         loaded |= checkpoint.load_params(origin, {p: a for p, a in abstract.items() if p in held and p not in loaded})
     missing = [path for path in abstract if path not in loaded]

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from janus_jax import assembly, caches, checkpoint, train_step
-from janus_jax.data import image_ops, tokenizer
-from janus_jax.data.sources import Source
+from janus_jax import assembly, caches, checkpoint, sharding, train_step
+from janus_jax.data import image_ops, shapes, tokenizer
+from janus_jax.data.sources import Source, write_array_record
 from janus_jax.errors import UserError
 from janus_jax.generation import convnext
 from janus_jax.generation.base import Pictures
@@ -61,7 +62,8 @@ def test_every_number_of_steps_and_guidance(recipe, data, steps, scale):
     guidance = artist.guidance(scale=scale, steps=steps)
     assert guidance == FlowGuidance(scale, steps)
     (picture,) = artist.draw(["a red star"], seeds=[0], guidance=guidance)
-    assert picture.std() > 0
+    for other in (guidance._replace(scale=scale + 1), guidance._replace(steps=steps + 1)):
+        assert (picture != artist.draw(["a red star"], seeds=[0], guidance=other)[0]).any()
     with pytest.raises(UserError, match=r"draws without top_k; its settings are \['scale', 'steps'\]"):
         artist.guidance(top_k=3)
 
@@ -185,16 +187,29 @@ def test_dropped_prompts_are_not_seen(recipe):
     assert loss_of(network, params, other)[1]["loss_gen"] == loss_of(network, params, batch)[1]["loss_gen"]
 
 
-def test_crops_are_random_and_repeat(recipe):
+def test_crops_are_random_and_repeat(recipe, tmp_path):
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 96, 3), np.uint8))
     squares = {c: image_ops.for_generation(wide, size=32, crop=c) for c in (None, 0.0, 0.4, 0.999, 1.0)}
     np.testing.assert_array_equal(squares[None], np.asarray(wide)[:, 32:64])
     np.testing.assert_array_equal(squares[0.0], np.asarray(wide)[:, :32])
     np.testing.assert_array_equal(squares[1.0], np.asarray(wide)[:, 64:])
     assert len({s.tobytes() for s in squares.values()}) == 4
+    recipe.data.sources.scenes.path = str(wide_pictures(recipe, tmp_path))
+    _, middle = first_batch(recipe)
     recipe.data.crop = "random"
     (_, first), (_, second) = first_batch(recipe), first_batch(recipe)
     jax.tree.map(np.testing.assert_array_equal, first, second)
+    others = (first.gen_images != middle.gen_images).any(axis=(2, 3, 4))
+    assert others.sum() > 0.9 * (first.gen_start < first.tokens[0].size).sum()
+
+
+def wide_pictures(recipe, folder):
+    """The scenes that are drawn, each beside the one before it: twice as wide as high."""
+    source, path = Source("scenes", **recipe.to_dict()["data"]["sources"]["scenes"]), folder / "wide.array_record"
+    pixels = [np.asarray(image_ops.decode(source[i]["image"])) for i in range(len(source))]
+    pairs = [shapes.encode_png(np.concatenate([b, a], axis=1)) for a, b in zip(pixels, pixels[-1:] + pixels, strict=False)]
+    write_array_record(path, [source[i] | {"image": pair} for i, pair in enumerate(pairs)])
+    return path
 
 
 def test_the_average_follows_the_parameters(recipe):
@@ -211,17 +226,22 @@ def test_the_average_follows_the_parameters(recipe):
     jax.tree.map(np.testing.assert_array_equal, step(bad, batch)[0].ema, bad.ema)
 
 
-def test_checkpoints_give_the_average_unless_asked(recipe, tmp_path):
+def test_checkpoints_give_the_average_unless_asked(recipe, data, tmp_path):
     network = assembly.build_network(recipe.to_dict(), "stage_2")
     params = params_of(network)
     ema = {p: a + 1 for p, a in params.items() if p.startswith("llm")}
     writer = checkpoint.Writer(tmp_path, keep=1)
-    writer.save(1, params=params, ema=ema, about={"stage": "stage_2"})
+    about = {"config": assembly.cli.plain(recipe.to_dict()), "tokenizer": (data / "tokenizer.json").read_text()}
+    writer.save(1, params=params, ema=ema, about=about | {"stage": "stage_2"})
     writer.wait()
     saved, place = checkpoint.open_saved(tmp_path), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {p: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for p, a in params.items()}
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(saved, wanted), params)
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(saved, wanted, weights="ema"), params | ema)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, assembly.load_artist(tmp_path, mesh=mesh).params, params | ema)
+    raw = assembly.load_artist(tmp_path, mesh=mesh, weights="raw")
+    jax.tree.map(np.testing.assert_array_equal, raw.params, params)
     assert checkpoint.load_ema(saved, {}) == {}
 
 
@@ -238,7 +258,7 @@ def test_the_scale_is_one_over_the_deviation_of_the_latents(recipe):
 
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_cached_latents_are_those_of_the_step(recipe, tmp_path, crop):
-    recipe.data.crop = crop
+    recipe.data.crop, recipe.data.sources.scenes.path = crop, str(wide_pictures(recipe, tmp_path))
     config, network = recipe.to_dict(), assembly.build_network(recipe.to_dict(), "stage_2")
     params = params_of(network) | {"generation/tokenizer/scale": jnp.float32(0.5)}
     writer = checkpoint.Writer(tmp_path / "run", keep=1)
@@ -254,7 +274,11 @@ def test_cached_latents_are_those_of_the_step(recipe, tmp_path, crop):
         make("latents", seed=1)
 
     cached = Source("scenes", kind="array_record", path=str(tmp_path / "cache"))
-    assert len(cached) == len(Source("scenes", **config["data"]["sources"]["scenes"]))
+    whole = Source("scenes", **config["data"]["sources"]["scenes"])
+    assert len(cached) == len(whole)
+    square = lambda source, i: image_ops.for_generation(image_ops.decode(source[i]["image"]), size=32)
+    moved = [(square(cached, i) != square(whole, i)).any() for i in range(20)]
+    assert sum(moved) > 15 if crop == "random" else not any(moved)
     recipe.data.sources.scenes.path = str(tmp_path / "cache")
     _, batch = first_batch(recipe)
     assert batch.gen_latents.shape == (*batch.gen_start.shape, 4, 4, 4) and batch.gen_images.max() > 0
@@ -291,3 +315,23 @@ def test_both_depthwise_convolutions_are_one():
     for shape in ((2, 4, 3, 5), (1, 9, 12, 3)):
         x, kernel = rng.normal(size=shape).astype(np.float32), rng.normal(size=(7, 7, 1, shape[-1])).astype(np.float32)
         np.testing.assert_allclose(convnext.banded(x, kernel), convnext.grouped(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+def test_a_silent_channel_has_no_gradient():
+    """A map of zeros has the norm 0, whose slope is taken to be 0, as in PyTorch."""
+    x = jnp.ones((1, 2, 2, 3)).at[..., 0].set(0)
+    grn = convnext.GRN(nnx.Rngs(0), 3)
+    gradient = jax.grad(lambda x: (grn(x) ** 2).sum())(x)
+    assert np.isfinite(gradient).all()
+    grn.gain[...] = jnp.ones(3)
+    gradient = jax.grad(lambda x: (grn(x) ** 2).sum())(x)
+    assert np.isfinite(gradient).all() and (gradient[..., 0] == 0).all() and (gradient[..., 1:] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "size"), [("image_size", 40), ("tokenizer_training.crop", 24), ("tokenizer_training.crop", 48)]
+)
+def test_sizes_that_do_not_come_out_even_are_told(recipe, field, size):
+    recipe.model.generation.update_from_flattened_dict({field: size})
+    with pytest.raises(UserError, match=f"generation.{field} is {size}: it must be a multiple of 16"):
+        assembly.build_network(recipe.to_dict(), "stage_2")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly, stages, train_step
+from janus_jax import assembly, checkpoint, stages, train_step
 from janus_jax.data import tokenizer
 from janus_jax.generation import PATHS
 from janus_jax.models import llama
@@ -201,3 +201,9 @@ def test_a_run_that_stops_goes_on_as_if_it_had_not(kind, data, tmp_path):
     train(tmp_path / "cut", "--config.stages.stage_2.stop_at=3")
     cut = train(tmp_path / "cut")
     assert len(cut) == 8 and cut == train(tmp_path / "whole")
+    one, other = (checkpoint.open_saved(tmp_path / name) for name in ("cut", "whole"))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {p: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for p, a in checkpoint.param_structs(one).items()}
+    for weights in ("raw", "ema"):  # averages too, which no metric shows
+        a, b = (checkpoint.load_params(saved, wanted, weights=weights) for saved in (one, other))
+        jax.tree.map(np.testing.assert_array_equal, a, b)

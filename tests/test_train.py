@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from janus_jax import checkpoint
 from janus_jax.data import shapes
 from janus_jax.data.sources import write_array_record
 from tests.conftest import CACHE
@@ -173,6 +174,7 @@ def test_mistakes_of_the_other_commands_are_told_in_a_sentence(trained, argument
         (["--config.init_fresh=('llm','understanding')"], r"no checkpoint.*generation/tokenizer'.*--config.init_from"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         (["--config.seed=-1"], "config.seed is -1; it must be at least 0"),
+        (["--config.ema=1.0"], "config.ema is 1.0; the average would never move"),
         (["--config.stages.stage_1.template=caht"], "'caht'.*known: 'plain' and 'chat'"),
         (["--config.stages.stage_1.und_slots=0"], "mixes understanding pictures but .*und_slots is 0"),
         (["--workdir=gs://bucket/run"], "no folder; mount the bucket"),
@@ -195,6 +197,16 @@ def test_mistakes_are_told_in_a_sentence(config_file, tmp_path, flags, message):
     code, err = finish(start(config_file, tmp_path / "run", *(f.format(folder=tmp_path) for f in flags)))
     assert code == 2 and "Traceback" not in err
     assert re.search(message, err), err
+
+
+def test_an_unfinished_tokenizer_is_not_built_upon(config_file, tmp_path):
+    writer = checkpoint.Writer(tmp_path, keep=1)
+    about = {"stage": "tokenizer", "stage_start": 0, "config": None, "done": False}
+    writer.save(3, params={"generation/tokenizer/scale": np.ones(())}, about=about)
+    writer.wait()
+    code, err = finish(start(f"{config_file}:1", tmp_path))
+    assert code == 2 and "Traceback" not in err
+    assert "stopped at step 3, before its end" in err
 
 
 def test_a_large_model_says_what_is_missing(tmp_path):

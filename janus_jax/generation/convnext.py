@@ -66,7 +66,8 @@ class GRN(nnx.Module):
     def __call__(self, x):
         """float[M, h, w, C] -> float[M, h, w, C]."""
         x32 = x.astype(jnp.float32)
-        norm = jnp.sqrt(jnp.sum(x32 * x32, axis=(1, 2), keepdims=True))
+        squares = jnp.sum(x32 * x32, axis=(1, 2), keepdims=True)
+        norm = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))  # a silent channel has gradient 0, not NaN
         share = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
         return (trailing(self.bias, x32) + (trailing(self.gain, x32) * share + 1) * x32).astype(x.dtype)
 

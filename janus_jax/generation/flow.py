@@ -59,7 +59,15 @@ class FlowTokenizerNets(nnx.Module):
           tokenizer_training: weights `squared`, `absolute` (reconstruction), `divergence` (KL), and `crop`, the side
             of the crops that training sees, 0 for whole pictures.
         """
-        self.side = image_size // 2 ** (len(tokenizer["widths"]) - 1)  # of the latents
+        patch = 2 ** len(tokenizer["widths"])  # pixels a side of a latent token
+        crop = (tokenizer_training or {}).get("crop") or image_size
+        for name, size in (("image_size", image_size), ("tokenizer_training.crop", crop)):
+            if size % patch or size > image_size:
+                raise UserError(
+                    f"config.model.generation.{name} is {size}: it must be a multiple of {patch}, the side of a latent "
+                    f"token in pixels, and at most {image_size}."
+                )
+        self.side = 2 * (image_size // patch)  # of the latents
         self.training = tokenizer_training
         self.num_tokens = 1 + (self.side // 2) ** 2
         self.tokenizer = VAE(rngs, **tokenizer)
@@ -81,19 +89,20 @@ class Alignment(nnx.Module):
 class FlowNets(FlowTokenizerNets):
     """Autoencoder, ConvNeXt encoder and decoder with the linear maps between them and the LLM, alignment MLP."""
 
-    def __init__(self, rngs, *, embed_dim, tokenizer, unet, alignment, sample_latents=False, **settings):
+    def __init__(
+        self, rngs, *, embed_dim, image_size, tokenizer, unet, alignment, sample_latents=False, tokenizer_training=None
+    ):
         """Builds the nets.
 
         Args:
           rngs: where fresh parameters come from.
           embed_dim: D of the LLM.
-          tokenizer: keyword arguments of `VAE`.
+          image_size, tokenizer, tokenizer_training: of `FlowTokenizerNets`.
           unet: `dim`, `num_blocks`, `norm_eps` of `FlowEncoder` and `FlowDecoder`.
           alignment: `layer`, the block whose states are aligned, 0 for no alignment, and `feature_dim` F.
           sample_latents: draws latents from their posterior; otherwise they are its mean.
-          **settings: of `FlowTokenizerNets`.
         """
-        super().__init__(rngs, tokenizer=tokenizer, **settings)
+        super().__init__(rngs, image_size=image_size, tokenizer=tokenizer, tokenizer_training=tokenizer_training)
         self.sample_latents = sample_latents
         net = dict(latent_channels=tokenizer["latent_channels"], time_dim=embed_dim, **unet)
         self.encoder = FlowEncoder(rngs, **net)

@@ -41,41 +41,59 @@ WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder of the run; runs/<con
 
 
 def main():
-    """Reads the flags and runs the stages; after SIGTERM the state is saved and the exit code is 75."""
+    """Reads the flags and trains; after SIGTERM the state is saved and the exit code is 75."""
     if CONFIG.value is None:
         raise UserError("Name a config: python -m janus_jax.train --config=configs/tiny.py.")
     workdir = WORKDIR.value or f"runs/{Path(cli.config_file()).stem}"
     if "://" in workdir:
         raise UserError(f"--workdir={workdir} is no folder; mount the bucket (gcsfuse, say) and name the mounted folder.")
-    workdir = Path(workdir).absolute()
-    config, chosen = CONFIG.value.to_dict(), sorted(CONFIG.value.stages, key=_order)
+    preempted = []
+    signal.signal(signal.SIGTERM, lambda *_: preempted.append(True))
+    train(CONFIG.value, Path(workdir).absolute(), preempted=preempted)
+    if preempted:
+        sys.exit(cli.PREEMPTED)
+
+
+def train(config, workdir, *, preempted=()):
+    """Runs the stages of a config in order, from wherever the workdir is.
+
+    Args:
+      config: ConfigDict, as a page of configs/ returns it.
+      workdir: Path of the run's folder.
+      preempted: a list that fills when the run must save and stop.
+    """
+    text, config = config.to_json_best_effort(indent=1), config.to_dict()
+    chosen = sorted(config["stages"], key=_order)
     for stage in chosen:
         assembly.check_stage(config, stage)
     newest = checkpoint.newest(workdir)
-    if len(chosen) == 1 and newest and _order(newest.about["stage"]) > _order(chosen[0]):
+    reached = _order(newest.about["stage"]) if newest else -1
+    if len(chosen) == 1 and reached > _order(chosen[0]):
         raise UserError(
             f"{str(workdir)!r} is already at {newest.about['stage']}, after {chosen[0]}; name another --workdir, with "
             "--config.init_from to start from one of these checkpoints."
         )
+    mesh = sharding.make_mesh(**config["mesh"])
+    for stage in chosen:
+        if _order(stage) >= reached:
+            _check_room(config, stage, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)
     cli.enable_compile_cache(workdir / ".jax_cache")
-    (workdir / "config.json").write_text(CONFIG.value.to_json_best_effort(indent=1))
-    preempted = []
-    signal.signal(signal.SIGTERM, lambda *_: preempted.append(True))
+    (workdir / "config.json").write_text(text)
     for stage in chosen:
-        train_stage(config, stage, workdir, preempted=preempted)
-        if preempted:
-            sys.exit(cli.PREEMPTED)
+        if not preempted:
+            train_stage(config, stage, workdir, mesh=mesh, preempted=preempted)
 
 
-def train_stage(config, stage, workdir, *, preempted):
+def train_stage(config, stage, workdir, *, mesh, preempted):
     """Sets a stage up, restores it, and loops to its end.
 
     Args:
       config: resolved config, a plain dict.
       stage: a key of config['stages'].
       workdir: folder of the run.
+      mesh: where it trains.
       preempted: a list that fills when the run must save and stop.
     """
     s = config["stages"][stage]
@@ -91,9 +109,7 @@ def train_stage(config, stage, workdir, *, preempted):
     if resumed:
         _check_same(resumed.about["config"], cli.plain(config), stage)
 
-    mesh = sharding.make_mesh(**config["mesh"])
     network = assembly.build_network(config, stage)
-    _check_room(config, stage, network, mesh)
     host = (jax.process_index(), jax.process_count())
     pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host)
     tx, rate = assembly.build_optimizer(config, stage, network)
@@ -114,7 +130,9 @@ def train_stage(config, stage, workdir, *, preempted):
             ema_decay=config["ema"],
         )  # fmt: skip
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-        settle = jax.jit(train_step.make_settle(network), out_shardings=shardings) if stage == stages.TOKENIZER else None
+        settle = lambda state, batch: state
+        if stage == stages.TOKENIZER:  # at every checkpoint, so that a stage may start from any of them
+            settle = jax.jit(train_step.make_settle(network), out_shardings=shardings)
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
         sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
         try:
@@ -167,19 +185,18 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
                 report(pending)
             done += 1
             pending = (done, packed, metrics)
-            if done == last and settle:
-                state = settle(state, batch)
             if done % config["save_every"] == 0 or done == last or preempted:
                 report(pending)
                 pending = None
-                _save(writer, offset + done, state, about | {"data": data.get_state(), "done": done == last})
+                state = settle(state, batch)
+                _save(writer, offset + done, state, about | {"data": data.get_state()})
                 saved_at = offset + done
                 if not preempted:
                     sampler(saved_at, state.trainable | state.frozen | state.ema, packed.batch)
                 before = time.perf_counter()
         if preempted and saved_at != offset + done:
             report(pending) if pending else None
-            _save(writer, offset + done, state, about | {"data": data.get_state(), "done": False})
+            _save(writer, offset + done, settle(state, batch), about | {"data": data.get_state()})
     finally:
         data.close()
         progress.close()
@@ -196,11 +213,6 @@ def _begin(saved, config, stage, network, tx, mesh):
     abstract = _abstract_params(config, stage, network, mesh)
     loaded = {}
     for origin in origins:
-        if origin.about.get("stage") == stages.TOKENIZER and not origin.about.get("done", True):
-            raise UserError(
-                f"The tokenizer stage in {str(origin.directory)!r} stopped at step {origin.step}, before its end, where it "
-                "measures its latents. Train it to its end first: the same command with the stage `tokenizer`."
-            )
         held = checkpoint.param_structs(origin)
         loaded |= checkpoint.load_params(origin, {p: a for p, a in abstract.items() if p in held and p not in loaded})
     missing = [path for path in abstract if path not in loaded]
@@ -285,9 +297,10 @@ def _resume(saved, config, stage, network, tx, mesh):
     )
 
 
-def _check_room(config, stage, network, mesh):
-    """Says before anything is allocated when the state cannot fit: 16 bytes where it trains, 20 with EMA."""
-    trainable, frozen = stages.split(_abstract_params(config, stage, network, mesh), assembly.frozen_patterns(config, stage))
+def _check_room(config, stage, mesh):
+    """Says before anything runs when data lack or the state cannot fit: 16 bytes where it trains, 20 with EMA."""
+    params = _abstract_params(config, stage, assembly.build_network(config, stage), mesh)
+    trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
     size = lambda leaf, width: width * math.prod(leaf.sharding.shard_shape(leaf.shape))
     each = 20 if config["ema"] else 16  # parameter, two moments, gradient, average
     need = sum(size(a, each) for a in trainable.values()) + sum(size(a, a.dtype.itemsize) for a in frozen.values())

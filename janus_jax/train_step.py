@@ -86,7 +86,7 @@ def make(network, tx, *, learning_rate, microbatches, seed, ema_decay=0.0):
 
 
 def make_settle(network):
-    """Builds (TrainState, Batch) -> TrainState with what a trained tokenizer measures of itself, at its stage's end."""
+    """Builds (TrainState, Batch) -> TrainState with what a tokenizer in training measures of itself."""
 
     def settle(state, batch):
         measured = network.merge(state.trainable | state.frozen).settle(batch)

@@ -329,9 +329,10 @@ def test_a_silent_channel_has_no_gradient():
 
 
 @pytest.mark.parametrize(
-    ("field", "size"), [("image_size", 40), ("tokenizer_training.crop", 24), ("tokenizer_training.crop", 48)]
+    ("field", "size", "unit"),
+    [("image_size", 40, 16), ("tokenizer_training.crop", 12, 8), ("tokenizer_training.crop", 48, 8)],
 )
-def test_sizes_that_do_not_come_out_even_are_told(recipe, field, size):
+def test_sizes_that_do_not_come_out_even_are_told(recipe, field, size, unit):
     recipe.model.generation.update_from_flattened_dict({field: size})
-    with pytest.raises(UserError, match=f"generation.{field} is {size}: it must be a multiple of 16"):
+    with pytest.raises(UserError, match=f"generation.{field} is {size}: it must be a multiple of {unit} and at most"):
         assembly.build_network(recipe.to_dict(), "stage_2")

@@ -179,31 +179,47 @@ def test_drawings_depend_on_prompt_and_seed_and_not_on_the_batch(recipe, data):
 RUN = """
 from pathlib import Path
 from tests.paths import {kind}
-def get_config(stage="stage_2"):
+def get_config(stage="{stage}"):
     c = {kind}.get_config(Path({data!r}))
     c.init_fresh = (".*",)
-    c.stages = {{"stage_2": c.stages["stage_2"]}}
+    c.stages = {{stage: c.stages[stage]}}
     return c
 """
 
 
-def test_a_run_that_stops_goes_on_as_if_it_had_not(kind, data, tmp_path):
-    (tmp_path / "recipe.py").write_text(RUN.format(kind=kind, data=str(data)))
+def run(recipe, workdir, *flags):
+    """Trains in a process of its own: the rows of its metrics."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    workdir.with_suffix(".py").write_text(recipe)
+    command = [sys.executable, "-m", "janus_jax.train", f"--config={workdir}.py", f"--workdir={workdir}", *flags]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "mfu")} for r in rows]
 
-    def train(workdir, *flags):
-        env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
-        command = [sys.executable, "-m", "janus_jax.train", f"--config={tmp_path}/recipe.py", f"--workdir={workdir}", *flags]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "mfu")} for r in rows]
 
-    train(tmp_path / "cut", "--config.stages.stage_2.stop_at=3")
-    cut = train(tmp_path / "cut")
-    assert len(cut) == 8 and cut == train(tmp_path / "whole")
-    one, other = (checkpoint.open_saved(tmp_path / name) for name in ("cut", "whole"))
+def arrays(saved, names=None, **kwargs):
+    """Parameters of a checkpoint."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = {p: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for p, a in checkpoint.param_structs(one).items()}
+    held = checkpoint.param_structs(saved)
+    wanted = {p: jax.ShapeDtypeStruct(held[p].shape, held[p].dtype, sharding=place) for p in names or held}
+    return checkpoint.load_params(saved, wanted, **kwargs)
+
+
+def test_every_checkpoint_of_an_autoencoder_holds_its_scale(data, tmp_path):
+    recipe = RUN.format(kind="flow", data=str(data), stage="tokenizer")
+    flags = ["--config.save_every=1", "--config.stages.tokenizer.steps=3", "--config.keep_checkpoints=3"]
+    run(recipe, tmp_path / "run", *flags)
+    saved = [checkpoint.open_saved(tmp_path / "run/checkpoints" / str(step)) for step in (1, 2, 3)]
+    scales = [arrays(s, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item() for s in saved]
+    assert len({1.0, *scales}) == 4
+
+
+def test_a_run_that_stops_goes_on_as_if_it_had_not(kind, data, tmp_path):
+    recipe = RUN.format(kind=kind, data=str(data), stage="stage_2")
+    run(recipe, tmp_path / "cut", "--config.stages.stage_2.stop_at=3")
+    cut = run(recipe, tmp_path / "cut")
+    assert len(cut) == 8 and cut == run(recipe, tmp_path / "whole")
+    one, other = (checkpoint.open_saved(tmp_path / name) for name in ("cut", "whole"))
     for weights in ("raw", "ema"):  # averages too, which no metric shows
-        a, b = (checkpoint.load_params(saved, wanted, weights=weights) for saved in (one, other))
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+        jax.tree.map(np.testing.assert_array_equal, arrays(one, weights=weights), arrays(other, weights=weights))

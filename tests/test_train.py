@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import checkpoint
+from janus_jax import train
 from janus_jax.data import shapes
 from janus_jax.data.sources import write_array_record
+from janus_jax.errors import UserError
 from tests.conftest import CACHE
 
 ROOT = Path(__file__).parent.parent
@@ -162,51 +163,63 @@ def test_mistakes_of_the_other_commands_are_told_in_a_sentence(trained, argument
     assert re.search(message, err), err
 
 
+@pytest.fixture(scope="module")
+def broken(data, tmp_path_factory):
+    """A folder with files of no records, of pictures that are none, and of pictures cut short."""
+    folder = tmp_path_factory.mktemp("broken")
+    png = shapes.encode_png(np.full((64, 64, 3), 200, np.uint8))
+    for name, pictures in {"empty": [], "broken": [b"no picture"] * 30, "cut": [png[:-30]] * 30}.items():
+        write_array_record(folder / f"{name}.array_record", [{"image": p, "prompt": "a star"} for p in pictures])
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "message"),
     [
-        (["--config.stpes=3"], "no field 'stpes'"),
-        (["--config.data.sources.text.path=/nowhere/*"], "no data lie at .*/nowhere"),
-        (["--config.stages.stage_1.batch=18"], "do not divide over data x fsdp"),
-        (["--config.model.generation.kind=vqgan"], r"kind is 'vqgan'; known paths: \['flow', 'vq'\]"),
-        (["--config.mesh.tensor=3"], "does not fit 8 devices"),
-        (["--config.init_fresh=()"], "no checkpoint to start from.*--config.init_from"),
-        (["--config.init_fresh=('llm','understanding')"], r"no checkpoint.*generation/tokenizer'.*--config.init_from"),
-        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
-        (["--config.seed=-1"], "config.seed is -1; it must be at least 0"),
-        (["--config.ema=1.0"], "config.ema is 1.0; the average would never move"),
-        (["--config.stages.stage_1.template=caht"], "'caht'.*known: 'plain' and 'chat'"),
-        (["--config.stages.stage_1.und_slots=0"], "mixes understanding pictures but .*und_slots is 0"),
-        (["--workdir=gs://bucket/run"], "no folder; mount the bucket"),
-        (["--config.data.sources.text.path={folder}/empty.array_record"], "empty.array_record' holds no records"),
-        (
-            ["--config.data.sources.scenes.path={folder}/broken.array_record"],
-            r"unusable.*undecodable picture.*scenes/0/",
-        ),
-        (
-            ["--config.data.sources.scenes.path={folder}/cut.array_record"],
-            r"unusable.*undecodable picture.*scenes/0/",
-        ),
+        ("--config.stpes=3", "no field 'stpes'"),
+        ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
+        ("--workdir=gs://bucket/run", "no folder; mount the bucket"),
+        ("--config.data.sources.scenes.path={folder}/cut.array_record", r"unusable.*undecodable picture.*scenes/0/"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(config_file, tmp_path, flags, message):
-    png = shapes.encode_png(np.full((64, 64, 3), 200, np.uint8))
-    broken = {"empty": [], "broken": [b"no picture"] * 30, "cut": [png[:-30]] * 30}
-    for name, pictures in broken.items():
-        write_array_record(tmp_path / f"{name}.array_record", [{"image": p, "prompt": "a star"} for p in pictures])
-    code, err = finish(start(config_file, tmp_path / "run", *(f.format(folder=tmp_path) for f in flags)))
+def test_mistakes_end_the_command_with_a_sentence(config_file, broken, tmp_path, flag, message):
+    code, err = finish(start(config_file, tmp_path / "run", flag.format(folder=broken)))
     assert code == 2 and "Traceback" not in err
     assert re.search(message, err), err
 
 
-def test_an_unfinished_tokenizer_is_not_built_upon(config_file, tmp_path):
-    writer = checkpoint.Writer(tmp_path, keep=1)
-    about = {"stage": "tokenizer", "stage_start": 0, "config": None, "done": False}
-    writer.save(3, params={"generation/tokenizer/scale": np.ones(())}, about=about)
-    writer.wait()
-    code, err = finish(start(f"{config_file}:1", tmp_path))
-    assert code == 2 and "Traceback" not in err
-    assert "stopped at step 3, before its end" in err
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.sources.text.path", "/nowhere/*", "Cannot train here: no data lie at .*/nowhere"),
+        ("stages.stage_2.batch", 18, "do not divide over data x fsdp"),
+        ("model.generation.kind", "vqgan", r"kind is 'vqgan'; known paths: \['flow', 'vq'\]"),
+        ("mesh.tensor", 3, "does not fit 8 devices"),
+        ("init_fresh", (), "no checkpoint to start from.*--config.init_from"),
+        ("init_fresh", ("llm", "understanding"), r"no checkpoint.*generation/tokenizer'.*--config.init_from"),
+        ("seed", -1, "config.seed is -1; it must be at least 0"),
+        ("ema", 1.0, "config.ema is 1.0; the average would never move"),
+        ("stages.stage_2.template", "caht", "'caht'.*known: 'plain' and 'chat'"),
+        ("stages.stage_2.und_slots", 0, "mixes understanding pictures but .*und_slots is 0"),
+        ("data.sources.text.path", "{folder}/empty.array_record", "empty.array_record' holds no records"),
+        ("data.sources.scenes.path", "{folder}/broken.array_record", r"unusable.*undecodable picture.*scenes/0/"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(config, broken, tmp_path, field, value, message):
+    config.init_fresh = (".*",)
+    value = value.format(folder=broken) if isinstance(value, str) else value
+    config.update_from_flattened_dict({field: value})
+    config.stages = {"stage_2": config.stages.stage_2}
+    with pytest.raises(UserError, match=message):
+        train.train(config, tmp_path)
+
+
+def test_what_a_later_stage_lacks_is_told_at_the_start(config, tmp_path):
+    config.stages = {name: config.stages[name] for name in ("stage_1", "stage_2")}
+    config.data.sources.text.path = "/nowhere"
+    with pytest.raises(UserError, match="no data lie at .*/nowhere"):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_large_model_says_what_is_missing(tmp_path):

@@ -59,13 +59,12 @@ class FlowTokenizerNets(nnx.Module):
           tokenizer_training: weights `squared`, `absolute` (reconstruction), `divergence` (KL), and `crop`, the side
             of the crops that training sees, 0 for whole pictures.
         """
-        patch = 2 ** len(tokenizer["widths"])  # pixels a side of a latent token
+        patch = 2 ** len(tokenizer["widths"])  # pixels a side of a latent token, of 2 x 2 latents
         crop = (tokenizer_training or {}).get("crop") or image_size
-        for name, size in (("image_size", image_size), ("tokenizer_training.crop", crop)):
-            if size % patch or size > image_size:
+        for name, size, unit in (("image_size", image_size, patch), ("tokenizer_training.crop", crop, patch // 2)):
+            if size % unit or size > image_size:
                 raise UserError(
-                    f"config.model.generation.{name} is {size}: it must be a multiple of {patch}, the side of a latent "
-                    f"token in pixels, and at most {image_size}."
+                    f"config.model.generation.{name} is {size}: it must be a multiple of {unit} and at most {image_size}."
                 )
         self.side = 2 * (image_size // patch)  # of the latents
         self.training = tokenizer_training

@@ -84,8 +84,17 @@ def test_no_way_of_drawing_steers_a_branch(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant):
             assert node.value not in WAYS, f"{path.name}:{node.lineno} names {node.value!r}"
-        if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Match)):
-            asked = node.subject if isinstance(node, ast.Match) else node.test
+        for asked in questions(node):
             names = {n.attr for n in ast.walk(asked) if isinstance(n, ast.Attribute)}
+            names |= {n.id for n in ast.walk(asked) if isinstance(n, ast.Name)}
             names |= {n.value for n in ast.walk(asked) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-            assert not names & (WAYS | PROPERTIES), f"{path.name}:{node.lineno} asks for {names}"
+            assert not names & (WAYS | PROPERTIES), f"{path.name}:{asked.lineno} asks for {names}"
+
+
+def questions(node):
+    """What a piece of code decides by."""
+    if isinstance(node, ast.Match):
+        return [node.subject]
+    if isinstance(node, ast.comprehension):
+        return node.ifs
+    return [node.test] if isinstance(node, (ast.If, ast.IfExp, ast.While)) else []

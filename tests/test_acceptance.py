@@ -112,7 +112,7 @@ def test_a_full_size_checkpoint_goes_in_and_out(tmp_path, record_property):
 
 
 def train_and_evaluate(config, workdir):
-    """A recipe on `shapes` as `make` runs it: understanding's accuracy, drawing's scores, minutes of training, all in words."""
+    """A recipe on `shapes` as `make` runs it: accuracy, drawing's scores, minutes of training, and words."""
     started = time.perf_counter()
     run("janus_jax.train", f"--config=configs/{config}.py", f"--workdir={workdir}")
     minutes = (time.perf_counter() - started) / 60

@@ -4,6 +4,7 @@
 and the same command continues.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -18,8 +19,9 @@ PREEMPTED = 75
 HOUSE = str(Path(__file__).parent)
 
 
+@functools.cache
 def config_flag():
-    """Defines --config, a file like configs/pro_7b.py or configs/pro_7b.py:2."""
+    """Defines --config, a file like configs/pro_7b.py or configs/pro_7b.py:2; once for all commands of a process."""
     return config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for one stage.", lock_config=True)
 
 

@@ -193,7 +193,7 @@ def test_mistakes_end_the_command_with_a_sentence(config_file, broken, tmp_path,
     [
         ("data.sources.text.path", "/nowhere/*", "Cannot train here: no data lie at .*/nowhere"),
         ("stages.stage_2.batch", 18, "do not divide over data x fsdp"),
-        ("model.generation.kind", "vqgan", r"kind is 'vqgan'; known paths: \['flow', 'vq'\]"),
+        ("model.generation.kind", "vqgan", r"kind is 'vqgan'; known paths: \['flow', .*'vq'\]"),
         ("mesh.tensor", 3, "does not fit 8 devices"),
         ("init_fresh", (), "no checkpoint to start from.*--config.init_from"),
         ("init_fresh", ("llm", "understanding"), r"no checkpoint.*generation/tokenizer'.*--config.init_from"),

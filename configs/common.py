@@ -62,6 +62,7 @@ def get_config():
         tokenizer="",  # a tokenizer.json
         sources=ConfigDict(),  # name -> kind, path, fields
         shards=8,  # virtual shards: fixed for the life of a run, a multiple of every host count it will meet
+        workers=-1,  # threads of a host that decode pictures; -1 takes one a core
         window=128,  # examples a shard holds back for its packer
         mixture_unit="examples",
         roles=("User", "Assistant"),

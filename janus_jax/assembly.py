@@ -1,6 +1,7 @@
 """From a resolved config, a plain dict, to the parts of a run: network, mesh, data, optimizer."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from janus_jax import checkpoint, cli, optimizer, sharding, stages
 from janus_jax.batch import TASKS
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.mixture import Phase
-from janus_jax.data.pipeline import Layout, Pipeline
+from janus_jax.data.pipeline import Pipeline
+from janus_jax.data.shards import Layout
 from janus_jax.data.sources import Source
 from janus_jax.data.tasks import ExampleMaker
 from janus_jax.errors import UserError
@@ -100,7 +102,7 @@ def frozen_patterns(config, stage):
     return stages.FROZEN[stage] if own is None else tuple(own)
 
 
-def build_pipeline(config, stage, network, *, mesh, host):
+def build_pipeline(config, stage, network, *, mesh, host, report=None):
     """The stage's data on this host.
 
     Args:
@@ -108,6 +110,7 @@ def build_pipeline(config, stage, network, *, mesh, host):
       network: Network, for the numbers of tokens a picture takes.
       mesh: the pack groups must divide over it.
       host: this host's number, and how many there are.
+      report: a file for a list of unusable records.
 
     Returns:
       Pipeline and the TextTokenizer.
@@ -122,9 +125,44 @@ def build_pipeline(config, stage, network, *, mesh, host):
     for task, slots in (("understanding", "und_slots"), ("generation", "gen_slots")):
         if not s[slots] and any(p.ratio[TASKS.index(task)] for p in phases):
             raise UserError(f"Stage {stage} mixes {task} pictures but config.stages.{stage}.{slots} is 0.")
-    unknown = [n for n in names if n not in data["sources"]]
+    make, tokenizer = build_maker(config, stage, network)
+    encoder = model["understanding"]["encoder"]
+    layout = Layout(
+        groups=groups,
+        und_size=encoder["image_size"],
+        gen_size=model["generation"]["image_size"],
+        window=data["window"],
+        shards=data["shards"],
+        **{k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")},
+    )
+    pipeline = Pipeline(
+        layout=layout,
+        sources=open_sources(config, names),
+        make=make,
+        phases=phases,
+        seed=stage_seed(config, stage),
+        pad_id=tokenizer.pad,
+        unit=data["mixture_unit"],
+        bad_limit=data["bad_record_limit"],
+        report=report,
+        host=host,
+        workers=os.cpu_count() if data["workers"] < 0 else data["workers"],
+    )
+    return pipeline, tokenizer
+
+
+def open_sources(config, names):
+    """{name: Source}; a name that config.data.sources lacks is an error."""
+    sources = config["data"]["sources"]
+    unknown = [name for name in names if name not in sources]
     if unknown:
-        raise UserError(f"Stage {stage} mixes source {unknown[0]!r}; config.data.sources has {sorted(data['sources'])}.")
+        raise UserError(f"A stage mixes source {unknown[0]!r}; config.data.sources has {sorted(sources)}.")
+    return {name: Source(name, **sources[name]) for name in names}
+
+
+def build_maker(config, stage, network):
+    """What makes a stage's examples of records: ExampleMaker, and the TextTokenizer it uses."""
+    data, s, model = config["data"], config["stages"][stage], config["model"]
     tokenizer = text_tokenizer.load(data["tokenizer"])
     if tokenizer.size > model["llm"]["vocab_size"]:
         raise UserError(
@@ -144,26 +182,7 @@ def build_pipeline(config, stage, network, *, mesh, host):
             for k in ("roles", "system_prompt", "caption_prompt", "prompt_drop", "first_sentence", "crop", "overlong")
         },
     )
-    layout = Layout(
-        groups=groups,
-        und_size=encoder["image_size"],
-        gen_size=model["generation"]["image_size"],
-        window=data["window"],
-        shards=data["shards"],
-        **{k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")},
-    )
-    pipeline = Pipeline(
-        layout=layout,
-        sources={name: Source(name, **data["sources"][name]) for name in names},
-        make=make,
-        phases=phases,
-        seed=stage_seed(config, stage),
-        pad_id=tokenizer.pad,
-        unit=data["mixture_unit"],
-        bad_limit=data["bad_record_limit"],
-        host=host,
-    )
-    return pipeline, tokenizer
+    return make, tokenizer
 
 
 def check_stage(config, stage):

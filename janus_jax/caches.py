@@ -3,24 +3,28 @@
 import hashlib
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.progress
-from absl import logging
 
-from janus_jax import assembly, checkpoint, stages
+from janus_jax import assembly, checkpoint, sharding, stages
 from janus_jax.data import image_ops, shapes
+from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.files import write_json
 from janus_jax.data.image_ops import BadRecord
-from janus_jax.data.sources import Source, write_array_record, write_json
+from janus_jax.data.sources import Source
+from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 
-PER_FILE, BATCH = 4096, 32
+PER_FILE, BATCH = 1024, 32
 
 
 def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
-    """Runs the tokenizer over a source, file after file.
+    """Runs the tokenizer over a source on all devices of this host, file after file.
 
     Args:
       field: 'latents' or 'codes', what the records get.
@@ -31,7 +35,8 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
       seed: of random crops.
 
     Returns:
-      what about.json says: source, picture size, crop, seed and the tokenizer's fingerprint; and the records left out.
+      what about.json says: field, source, path, picture size, crop, seed, precision and the tokenizer's fingerprint; and
+      the records left out.
 
     Raises:
       UserError: for a model whose way of drawing keeps something else, and for a folder made otherwise.
@@ -42,45 +47,133 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
         raise UserError(f"{str(checkpoint_path)!r} holds a tower alone: name the model it belongs to with --config.")
     if source_name not in config["data"]["sources"]:
         raise UserError(f"The config has no source {source_name!r}; known: {sorted(config['data']['sources'])}.")
-    network, place = assembly.build_network(config, stages.TOKENIZER), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = {p: jax.ShapeDtypeStruct(a.shape, "float32", sharding=place) for p, a in network.abstract.items()}
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+    everywhere, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    network, batch = assembly.build_network(config, stages.TOKENIZER), BATCH * mesh.size
+    wanted = {p: jax.ShapeDtypeStruct(a.shape, "float32", sharding=everywhere) for p, a in network.abstract.items()}
     params = checkpoint.load_params(saved, wanted)  # not an average of them: a next stage starts from these
     size, crop = config["model"]["generation"]["image_size"], config["data"]["crop"]
-    run = jax.jit(lambda params, pictures: network.merge(params).path.cache(pictures))
-    kept = jax.eval_shape(run, params, jax.ShapeDtypeStruct((BATCH, size, size, 3), "uint8"))
+    run = jax.jit(lambda params, pictures: network.merge(params).path.cache(pictures), out_shardings=spread)
+    kept = jax.eval_shape(run, params, jax.ShapeDtypeStruct((batch, size, size, 3), "uint8"))
     if field not in kept:
         raise UserError(f"What this model keeps of a picture is {sorted(kept)}, not {field}.")
 
     source = Source(source_name, **config["data"]["sources"][source_name])
-    about = {"source": source_name, "size": size, "crop": crop, "seed": seed, "fingerprint": _fingerprint(params)}
+    about = {
+        "field": field, "source": source_name, "path": str(source.path), "records": len(source), "size": size, "crop": crop,
+        "seed": seed, "precision": "float32", "fingerprint": fingerprint(params),
+    }  # fmt: skip
     _check_folder(out, about)
-    bad, files = 0, range(0, len(source), PER_FILE)
-    for start in rich.progress.track(files, description=f"{field} of {source_name}"):
+    bad = BadRecords(1.0, sources={source_name: source}, report=out / "bad_records.jsonl")
+    tokenize = lambda pictures: jax.tree.map(np.asarray, run(params, jax.device_put(pictures, spread)))[field]
+    files = range(0, len(source), PER_FILE)
+    todo = [(start, out / f"{start // PER_FILE:05d}-of-{len(files):05d}.array_record") for start in files]
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns) as bar, ThreadPoolExecutor() as pool:
+        task = bar.add_task(f"{field} of {source_name}", total=len(source))
+        for start, path in todo:
+            indices = range(start, min(start + PER_FILE, len(source)))
+            if path.exists():
+                bar.advance(task, len(indices))
+                continue
+            crops = [np.random.default_rng((seed, i)).random() if crop == "random" else None for i in indices]
+            read = pool.map(lambda index, place: _cropped(source, index, size=size, crop=place), indices, crops)
+            partial = path.with_suffix(".partial")
+            write_array_record(
+                partial, _good(bar.track(read, task_id=task, total=None), source_name, bad, field, tokenize, batch)
+            )
+            partial.rename(path)
+    return about | {"records left out": bad.reasons.total()}
+
+
+def copy(out, *, source_name, config):
+    """Writes a source of any kind as ArrayRecord files under our field names; unusable records are left out.
+
+    Returns:
+      where from, how many records, how many left out.
+    """
+    out, source = Path(out), assembly.open_sources(config, [source_name])[source_name]
+    about = {"source": source_name, "path": str(source.path), "records": len(source)}
+    _check_folder(out, about)
+    bad = BadRecords(1.0, sources={source_name: source}, report=out / "bad_records.jsonl")
+    files = range(0, len(source), PER_FILE)
+    for start in rich.progress.track(files, description=f"records of {source_name}"):
         path = out / f"{start // PER_FILE:05d}-of-{len(files):05d}.array_record"
-        if path.exists():
+        if not path.exists():
+            records = _readable(source, range(start, min(start + PER_FILE, len(source))), bad)
+            write_array_record(path.with_suffix(".partial"), records)
+            path.with_suffix(".partial").rename(path)
+    return about | {"records left out": bad.reasons.total()}
+
+
+def _readable(source, indices, bad):
+    for index in indices:
+        try:
+            record = source[index]
+        except BadRecord as error:
+            bad.bad(f"{source.name}/0/{index}", error)
             continue
-        records = []
-        for index in range(start, min(start + PER_FILE, len(source))):
-            try:
-                rng = np.random.default_rng((seed, index)) if crop == "random" else None
-                records.append(_cropped(source[index], size=size, rng=rng))
-            except BadRecord as error:
-                logging.warning("Left out %s/%d: %s", source_name, index, error)
-                bad += 1
-        made = itertools.chain.from_iterable(
-            _with_field(records[i : i + BATCH], field, lambda pictures: run(params, pictures))
-            for i in range(0, len(records), BATCH)
-        )
-        write_array_record(path.with_suffix(".partial"), made)
-        path.with_suffix(".partial").rename(path)
-    return about | {"records left out": bad}
+        pictures = {k: _encoded(record[k]) for k in ("image", "images") if record.get(k) is not None}
+        yield record | pictures
 
 
-def _fingerprint(params):
-    """Hash of a tokenizer's weights."""
+def _encoded(value):
+    """The bytes of a picture that a source gives with options of its own, or of a list of them."""
+    return [_encoded(v) for v in value] if isinstance(value, list) else image_ops.as_picture(value).encoded
+
+
+def check(sources, params, config, stage):
+    """Compares the caches among a stage's sources with its tokenizer.
+
+    Args:
+      sources: {name: Source}.
+      params: {path: array} of the stage, which hold the tokenizer.
+      config, stage: what is trained.
+
+    Raises:
+      UserError: for a cache of another tokenizer, picture size or crop, and for one in the tokenizer's own stage.
+    """
+    caches = {name: source for name, source in sources.items() if source.cache}
+    if not caches:
+        return
+    mine = {p: a for p, a in params.items() if p.startswith("generation/tokenizer/")}
+    now = {
+        "size": config["model"]["generation"]["image_size"],
+        "crop": config["data"]["crop"],
+        "fingerprint": fingerprint(mine),
+    }
+    for name, source in caches.items():
+        other = [what for what in now if source.cache.get(what) != now[what]]
+        if stage == stages.TOKENIZER or other:
+            why = (
+                f"its {other[0]} is {source.cache.get(other[0])}, not {now[other[0]]}"
+                if other
+                else "a tokenizer needs pixels"
+            )
+            raise UserError(
+                f"Stage {stage} cannot use the cache {str(source.path)!r} of source {name!r}: {why}. Make it anew with "
+                f"`python -m janus_jax.prepare {source.cache['field']}`, or name the data it was made of "
+                f"({source.cache['path']!r})."
+            )
+
+
+@jax.jit
+def _sums(params):
+    """Two sums over the bits of every array, mod 2^32: the same on any mesh, since integers add up in any order."""
+
+    def sums(array):
+        bits = jax.lax.bitcast_convert_type(array.astype(jnp.float32), jnp.uint32).reshape(-1)
+        place = jax.lax.iota(jnp.uint32, bits.size)
+        return jnp.stack([(bits * (2 * place + 1)).sum(dtype=jnp.uint32), ((bits ^ place) * bits).sum(dtype=jnp.uint32)])
+
+    return {path: sums(array) for path, array in params.items()}
+
+
+def fingerprint(params):
+    """Tells one tokenizer's weights from another's: {path: fp32 array} -> 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in sorted(params):
-        digest.update(path.encode() + np.asarray(params[path]).tobytes())
+    for path, pair in sorted(jax.device_get(_sums(params)).items()):
+        digest.update(path.encode() + pair.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -94,22 +187,32 @@ def _check_folder(out, about):
     write_json(file, about)
 
 
-def _cropped(record, *, size, rng):
-    """The record, and its square as pixels; without an rng the one in the middle."""
-    if record.get("image") is None:
-        raise BadRecord("no field 'image'")
-    image_ops.check_drawable(record["image"])
-    place = None if rng is None else rng.random()
-    pixels = image_ops.for_generation(image_ops.decode(record["image"]), size=size, crop=place)
-    return {k: v for k, v in record.items() if k != "image"}, pixels
+def _cropped(source, index, *, size, crop):
+    """A record without its picture, and its square as pixels; or the BadRecord that it is."""
+    try:
+        record = source[index]
+        if record.get("image") is None:
+            raise BadRecord("no field 'image'")
+        image_ops.check_drawable(record["image"])
+        pixels = image_ops.for_generation(image_ops.decode(record["image"]), size=size, crop=crop)
+    except BadRecord as error:
+        return index, error, None
+    return index, {k: v for k, v in record.items() if k != "image"}, pixels
 
 
-def _with_field(pairs, field, run):
-    """Records with what the tokenizer makes of their squares: codes instead of them, latents beside them."""
-    pictures = np.stack([pixels for _, pixels in pairs] + [pairs[-1][1]] * (BATCH - len(pairs)))
-    for (record, pixels), value in zip(pairs, np.asarray(run(pictures)[field]), strict=False):
-        if field == "codes":
-            yield record | {"codes": value.tolist()}
+def _good(read, source_name, bad):
+    """Records with their squares; unusable ones go into the report."""
+    for index, record, pixels in read:
+        if pixels is None:
+            bad.bad(f"{source_name}/0/{index}", record)
         else:
+            yield record, pixels
+
+
+def _with_field(pairs, field, tokenize, batch):
+    """Records with what the tokenizer makes of their squares: codes instead of them, latents beside them."""
+    while some := list(itertools.islice(pairs, batch)):
+        pictures = np.stack([pixels for _, pixels in some] + [some[-1][1]] * (batch - len(some)))
+        for (record, pixels), value in zip(some, tokenize(pictures), strict=False):
             array = {"data": value.tobytes(), "dtype": value.dtype.name, "shape": list(value.shape)}
-            yield record | {"image": shapes.encode_png(pixels), "latents": array}
+            yield record | ({"image": shapes.encode_png(pixels)} if field == "latents" else {}) | {field: array}

@@ -15,7 +15,7 @@ import rich.table
 from absl import logging
 
 from janus_jax import assembly, checkpoint, cli, sharding
-from janus_jax.data.sources import write_json
+from janus_jax.data.files import write_json
 from janus_jax.errors import UserError
 from janus_jax.eval import shapes_score
 from janus_jax.eval.sheet import contact_sheet

@@ -73,7 +73,7 @@ def step(stats, *, llm, understanding, picture, trains):
     """Useful FLOPs of one training step, by part.
 
     Args:
-      stats: figures of a batch (`data.pipeline.statistics`).
+      stats: figures of a batch (`data.pipeline.Packed`).
       llm, understanding: the model's numbers, as in config.
       picture: {part: FLOPs} of one picture to draw, as the generation path counts them.
       trains: whether a path of the parameter tree trains in this step.
@@ -82,7 +82,7 @@ def step(stats, *, llm, understanding, picture, trains):
       dict: llm, attention, encoder, adaptors, heads, tokenizer; its sum is the step's.
     """
     und, gen = stats["und_pictures"], stats["gen_pictures"]
-    pictures = {part: gen * count for part, count in picture.items()}
+    pictures = {part: gen * count for part, count in picture.items() if part != "tokenizer" or not stats["cached"]}
     if trains("generation/tokenizer"):  # a stage of its own
         return pictures
     d, vit = llm["embed_dim"], understanding["encoder"]

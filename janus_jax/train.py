@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from janus_jax import assembly, checkpoint, cli, flops, sharding, stages, train_step
+from janus_jax import assembly, caches, checkpoint, cli, flops, sharding, stages, train_step
 from janus_jax.data.pipeline import Prefetch
 from janus_jax.errors import UserError
 from janus_jax.eval.samples import Sampler
@@ -74,34 +74,33 @@ def train(config, workdir, *, preempted=()):
             "--config.init_from to start from one of these checkpoints."
         )
     mesh = sharding.make_mesh(**config["mesh"])
-    for stage in chosen:
-        if _order(stage) >= reached:
-            _check_room(config, stage, mesh)
+    networks = {stage: assembly.build_network(config, stage) for stage in chosen if _order(stage) >= reached}
+    for stage, network in networks.items():
+        _check_room(config, stage, network, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)
     cli.enable_compile_cache(workdir / ".jax_cache")
     (workdir / "config.json").write_text(text)
-    for stage in chosen:
+    logging.info("Done before: %s", ", ".join(set(chosen) - networks.keys())) if len(networks) < len(chosen) else None
+    for stage, network in networks.items():
         if not preempted:
-            train_stage(config, stage, workdir, mesh=mesh, preempted=preempted)
+            train_stage(config, stage, workdir, network=network, mesh=mesh, preempted=preempted)
 
 
-def train_stage(config, stage, workdir, *, mesh, preempted):
+def train_stage(config, stage, workdir, *, network, mesh, preempted):
     """Sets a stage up, restores it, and loops to its end.
 
     Args:
       config: resolved config, a plain dict.
       stage: a key of config['stages'].
       workdir: folder of the run.
+      network: of the stage.
       mesh: where it trains.
       preempted: a list that fills when the run must save and stop.
     """
     s = config["stages"][stage]
     last = s["stop_at"] or s["steps"]
     start = checkpoint.newest(workdir)
-    if start and _order(start.about["stage"]) > _order(stage):
-        logging.info("Stage %s: done before", stage)
-        return
     resumed = start if start and start.about["stage"] == stage else None
     if resumed and resumed.step - resumed.about["stage_start"] >= last:
         logging.info("Stage %s: done, at step %d", stage, resumed.step)
@@ -109,21 +108,26 @@ def train_stage(config, stage, workdir, *, mesh, preempted):
     if resumed:
         _check_same(resumed.about["config"], cli.plain(config), stage)
 
-    network = assembly.build_network(config, stage)
     host = (jax.process_index(), jax.process_count())
-    pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host)
+    report = workdir / ("bad_records.jsonl" if host[1] == 1 else f"bad_records_{host[0]}.jsonl")
+    pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host, report=report)
     tx, rate = assembly.build_optimizer(config, stage, network)
     with jax.set_mesh(mesh):
         if resumed:
             state = _resume(resumed, config, stage, network, tx, mesh)
-            pipeline.set_state(resumed.about["data"])
+            mixtures, changed = _mixtures(resumed, s)
+            pipeline.set_state(resumed.about["data"], new_mixture=changed)
             stage_start = resumed.about["stage_start"]
         else:
             state = _begin(start, config, stage, network, tx, mesh)
-            stage_start = start.step if start else 0
+            mixtures, stage_start = [{"from_step": 0, **_mixed(s)}], start.step if start else 0
+        caches.check(pipeline.sources, state.trainable | state.frozen, config, stage)
         log = Log(workdir, resumed_step=stage_start + int(state.step))
         logging.info("Stage %s: %s", stage, _describe(state, mesh, resumed, start))
-        about = {"stage": stage, "stage_start": stage_start, "config": cli.plain(config), "tokenizer": tokenizer.text}
+        about = {
+            "stage": stage, "stage_start": stage_start, "config": cli.plain(config), "mixtures": mixtures,
+            "tokenizer": tokenizer.text,
+        }  # fmt: skip
         shardings = jax.tree.map(lambda x: x.sharding, state)
         step = train_step.make(
             network, tx, learning_rate=rate, microbatches=s["microbatches"], seed=assembly.stage_seed(config, stage),
@@ -161,6 +165,7 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
         useful = count_flops(packed.stats)
         skipped = values.pop("skipped")
         values |= {k: packed.stats[k] for k in ("token_fill", "slot_fill", "ratio")}
+        values |= {f"epochs/{name}": round(share, 4) for name, share in packed.stats["epochs"].items()}
         values |= {
             "tokens_per_second": packed.stats["tokens"] / seconds,
             "mfu": useful / seconds / peak,
@@ -189,14 +194,14 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
                 report(pending)
                 pending = None
                 state = settle(state, batch)
-                _save(writer, offset + done, state, about | {"data": data.get_state()})
+                _save(writer, offset + done, state, about | {"data": packed.state})
                 saved_at = offset + done
                 if not preempted:
                     sampler(saved_at, state.trainable | state.frozen | state.ema, packed.batch)
                 before = time.perf_counter()
         if preempted and saved_at != offset + done:
             report(pending) if pending else None
-            _save(writer, offset + done, settle(state, batch), about | {"data": data.get_state()})
+            _save(writer, offset + done, settle(state, batch), about | {"data": packed.state})
     finally:
         data.close()
         progress.close()
@@ -297,10 +302,9 @@ def _resume(saved, config, stage, network, tx, mesh):
     )
 
 
-def _check_room(config, stage, mesh):
+def _check_room(config, stage, network, mesh):
     """Says before anything runs when data lack or the state cannot fit: 16 bytes where it trains, 20 with EMA."""
-    params = _abstract_params(config, stage, assembly.build_network(config, stage), mesh)
-    trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
+    trainable, frozen = stages.split(_abstract_params(config, stage, network, mesh), assembly.frozen_patterns(config, stage))
     size = lambda leaf, width: width * math.prod(leaf.sharding.shard_shape(leaf.shape))
     each = 20 if config["ema"] else 16  # parameter, two moments, gradient, average
     need = sum(size(a, each) for a in trainable.values()) + sum(size(a, a.dtype.itemsize) for a in frozen.values())
@@ -339,12 +343,33 @@ def _order(stage):
     return stages.ORDER.index(stage)
 
 
+MIXED = ("mixture", "phases", "sources", "und_slots", "gen_slots")  # what may change while a stage is under way
+
+
+def _mixed(s):
+    return {name: cli.plain(s[name]) for name in MIXED}
+
+
+def _mixtures(resumed, s):
+    """The mixtures of a stage so far, each with the step it came at; and whether today's is another than the last."""
+    before, now = resumed.about["mixtures"], _mixed(s)
+    if {name: before[-1][name] for name in MIXED} == now:
+        return before, False
+    step = resumed.step - resumed.about["stage_start"]
+    logging.info("The mixture changes at step %d of the stage, from %s to %s", step, before[-1]["mixture"], now["mixture"])
+    return [*before, {"from_step": step, **now}], True
+
+
 def _check_same(saved, config, stage):
     """What may not change while a stage is under way: everything its arrays and its data's position depend on."""
     fields = lambda c: {
         "seed": c["seed"], "model": c["model"], "optimizer": c["optimizer"], "ema": c.get("ema", 0.0),
         "data.shards": c["data"]["shards"],
-        **{f"stages.{stage}.{k}": v for k, v in c["stages"][stage].items() if k not in ("steps", "stop_at", "microbatches")},
+        **{
+            f"stages.{stage}.{k}": v
+            for k, v in c["stages"][stage].items()
+            if k not in ("steps", "stop_at", "microbatches", *MIXED)
+        },
     }  # fmt: skip
     before, now = fields(saved), fields(config)
     changed = [name for name in now if before.get(name) != now[name]]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from janus_jax import assembly, caches, checkpoint, sharding, train_step
 from janus_jax.data import image_ops, shapes, tokenizer
-from janus_jax.data.sources import Source, write_array_record
+from janus_jax.data.sources import Source
+from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 from janus_jax.generation import convnext
 from janus_jax.generation.base import Pictures

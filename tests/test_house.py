@@ -44,7 +44,7 @@ def test_imports_go_down(path):
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "janus_jax/__init__.py", ROOT / "janus_jax/batch.py", *(ROOT / "janus_jax/data").glob("*.py")], ids=str
+    "path", [ROOT / "janus_jax/__init__.py", ROOT / "janus_jax/batch.py", *(ROOT / "janus_jax/data").rglob("*.py")], ids=str
 )
 def test_data_never_touches_jax(path):
     assert not {n.split(".")[0] for n in imports(path)} & {"jax", "flax", "optax", "orbax"}

@@ -9,7 +9,7 @@ import pytest
 from janus_jax import assembly, sharding
 from janus_jax.batch import TASKS
 from janus_jax.data import shapes
-from janus_jax.data.sources import write_array_record
+from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from janus_jax import assembly, checkpoint
 from janus_jax.data import image_ops
 from janus_jax.data import tokenizer as text_tokenizer
-from janus_jax.data.sources import Source, write_array_record
+from janus_jax.data.sources import Source
+from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.data.tokenizer import PRO_ROLES, SPECIAL
 from janus_jax.errors import UserError
 from janus_jax.weights import fields, files

@@ -16,7 +16,7 @@ from PIL import Image
 
 from janus_jax import train
 from janus_jax.data import shapes
-from janus_jax.data.sources import write_array_record
+from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 from tests.conftest import CACHE
 

@@ -42,6 +42,21 @@ def plain_text(text):
     return [Piece(text + EOS, True)]
 
 
+def document(text):
+    """A text with pictures in their places: all of the text and its end are targets."""
+    pieces = []
+    for i, words in enumerate(text.split(IMAGE)):
+        pieces += [Piece(IMAGE)] * bool(i) + [Piece(words, True)] * bool(words)
+    return [*pieces, Piece(EOS, True)]
+
+
+def join(texts, images):
+    """Texts and pictures that take turns, None where it is the other's -> one text with placeholders."""
+    if len(texts) != len(images) or any((t is None) == (i is None) for t, i in zip(texts, images, strict=True)):
+        raise BadRecord("texts and pictures do not take turns")
+    return "".join(IMAGE if text is None else text for text in texts)
+
+
 def conversation(turns, *, roles, system=""):
     """The chat template; assistant text and its end are targets.
 

@@ -62,6 +62,10 @@ def open_image(encoded):
       BadRecord: when it is no picture, or absurdly large.
     """
     encoded = as_picture(encoded).encoded
+    if not encoded:
+        raise BadRecord("empty picture")
+    if isinstance(encoded, bytes) and encoded.lstrip()[:1] == b"<":
+        raise BadRecord("HTML instead of a picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from janus_jax.data import chat, tokenizer
-from janus_jax.data.sources import write_json
+from janus_jax.data.files import write_json
 from janus_jax.errors import UserError
 
 SIZE = 64  # pixels a side

@@ -9,7 +9,8 @@ import numpy as np
 import rich.progress
 
 from janus_jax.data import chat, shapes, tokenizer
-from janus_jax.data.sources import write_array_record, write_json
+from janus_jax.data.files import write_json
+from janus_jax.data.sources.array_record import write_array_record
 
 COUNTS = {"objects": 10_000, "scenes": 26_000, "captions": 20_000, "questions": 14_000, "text": 4_000}
 HELD_OUT = 1_200  # questions

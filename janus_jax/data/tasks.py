@@ -1,8 +1,9 @@
 """One record to one Example: layout, targets, prompt drop, first-sentence rule. Nothing is decoded here.
 
 Records, whatever their source:
-    understanding   {"images": [bytes], "conversation": [{"role", "content"}]}, {"image", "caption"} or
-                    {"image", "question", "answer"}
+    understanding   {"images": [bytes], "conversation": [{"role", "content"}]}, {"image", "caption"},
+                    {"image", "question", "answer"}, or a document: {"images": [bytes], "text"} with a placeholder for
+                    each picture, or {"images": [bytes or None], "texts": [str or None]} that take turns
     text            {"text"} or {"conversation"}
     generation      {"image", "prompt"} (and "prompt_short"), with "latents" beside the image or "codes" in its place
 """
@@ -13,9 +14,11 @@ import numpy as np
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import chat
-from janus_jax.data.image_ops import BadRecord, TooLong, as_picture, check_drawable, open_image
+from janus_jax.data.image_ops import BadRecord, Picture, TooLong, as_picture, check_drawable, open_image
 from janus_jax.errors import UserError
 
+PIXELS = ("pixels",)
+MAX_CAPTION = 20_000  # characters; what is longer is no caption, prompt, question or answer
 FIRST_SENTENCE = re.compile(r"^.*?[.!?。！？](?=\s|$|[\u4e00-\u9fff])", re.DOTALL)
 
 
@@ -99,6 +102,9 @@ class ExampleMaker:
 
     def _understanding(self, record, rng):
         images = record["images"] if record.get("images") is not None else [_field(record, "image")]
+        if record.get("text") is not None or record.get("texts") is not None:
+            text = chat.join(record["texts"], images) if record.get("text") is None else _text(record, "text")
+            return self._lay_out(chat.document(text), [image for image in images if image is not None])
         if record.get("conversation") is not None:
             turns = _turns(record)
         elif record.get("caption") is not None:
@@ -151,11 +157,11 @@ class ExampleMaker:
     def _drawn(self, record, rng):
         """The picture to draw: its cached codes, or the encoded picture with its crop and its cached latents."""
         if record.get("codes") is not None:
-            return record["codes"]
+            return _array(record["codes"], np.int32)
         picture = as_picture(_field(record, "image"))
         check_drawable(picture)
         if record.get("latents") is not None:  # which belong to a crop that was made before
-            return picture._replace(latents=_array(record["latents"]))
+            return picture._replace(latents=_array(record["latents"], np.float32))
         return picture._replace(crop=rng.random()) if self.crop == "random" else picture
 
     def _lay_out(self, pieces, images):
@@ -194,6 +200,15 @@ class ExampleMaker:
         )
 
 
+def kept(picture):
+    """What an Example's picture to draw brings along: ('codes', T), ('latents', c, h, w) or ('pixels',)."""
+    if isinstance(picture, np.ndarray):
+        return ("codes", *picture.shape)
+    if isinstance(picture, Picture) and picture.latents is not None:
+        return ("latents", *picture.latents.shape)
+    return PIXELS
+
+
 def _turn(role, content):
     return {"role": role, "content": content}
 
@@ -219,14 +234,16 @@ def _text(record, name):
             raise BadRecord("text is not UTF-8") from None
     if not isinstance(value, str) or not value.strip():
         raise BadRecord(f"empty {name!r}")
+    if name != "text" and len(value) > MAX_CAPTION:
+        raise BadRecord(f"absurdly long {name!r}")
     return value
 
 
-def _array(value):
-    """float32[c, h, w] of an array, or of the bytes and shape that a cache holds."""
+def _array(value, dtype):
+    """An array of a list, or of the bytes, dtype and shape that a cache holds."""
     if isinstance(value, dict):
         value = np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
-    return np.asarray(value, np.float32)
+    return np.asarray(value, dtype)
 
 
 def _checked(image):

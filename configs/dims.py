@@ -1,0 +1,66 @@
+"""A model and one stage out of a shape file, for comparisons: `get_config("small.json")`."""
+
+import json
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(path):
+    """The stage with unified data (2) of the model in a shape file; its sources are the benchmark's own."""
+    with open(path) as file:
+        d = json.load(file)
+    image, vit, llm, vq = d["image"], d["vision"], d["llm"], d["vq"]
+    c = common.get_config()
+    c.model = ConfigDict(
+        dict(
+            llm=dict(
+                vocab_size=llm["vocab"],
+                num_layers=llm["layers"],
+                embed_dim=llm["width"],
+                num_heads=llm["heads"],
+                num_kv_heads=llm["kv_heads"],
+                mlp_dim=llm["mlp"],
+                rope_theta=llm["rope_theta"],
+                norm_eps=llm["rms_eps"],
+                remat="none",
+            ),
+            understanding=dict(
+                encoder=dict(
+                    image_size=image["size"],
+                    patch_size=image["patch"],
+                    num_layers=vit["layers"],
+                    embed_dim=vit["width"],
+                    num_heads=vit["heads"],
+                    mlp_dim=vit["width"] * vit["mlp_ratio"],
+                    norm_eps=1e-6,
+                    remat="none",
+                ),
+                adaptor="mlp",
+                begin=False,
+            ),
+            generation=dict(
+                kind="vq",
+                image_size=image["size"],
+                tokenizer=dict(
+                    base_channels=vq["base_channels"],
+                    channel_mult=tuple(vq["channel_mult"]),
+                    num_res_blocks=vq["res_blocks"],
+                    z_channels=vq["z_channels"],
+                    codebook_size=vq["codebook_size"],
+                    codebook_dim=vq["codebook_dim"],
+                    num_groups=32,
+                ),
+            ),
+        )
+    )
+    c.stages = ConfigDict(
+        dict(
+            stage_2=common.stage(
+                mixture=(2, 3, 5), sources={}, lr=1e-4, warmup=0, steps=1_000, batch=d["train"]["rows"],
+                rows=d["train"]["rows"], length=d["train"]["length"],
+            )
+        )
+    )  # fmt: skip
+    return c

@@ -1,0 +1,243 @@
+"""Measures, with made-up data that needs no files, or with the data of a config.
+
+    python -m janus_jax.benchmark data                                             # 384 px JPEGs, rows of 4096
+    python -m janus_jax.benchmark data --codes                                     # pictures to draw come as cached codes
+    python -m janus_jax.benchmark data --config=configs/mine.py:2 --json           # a stage's own data
+    python -m janus_jax.benchmark data --dims=small.json --mixture=2:3:5 --rows=8  # the lengths of a shape file
+
+data       the way from records to packed batches on this host: records, tokens and pictures a second, how full rows and
+           picture slots are, the bound that no packer passes, the share of executed FLOPs that is useful, decoding
+           beside a bare loop of PIL over the same pictures and threads, and how many cores one accelerator needs
+
+Every figure is the median of --repeats after a warm-up. With --json the last line is one JSON object.
+"""
+
+import importlib
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich
+import rich.table
+
+from janus_jax import assembly, cli, flops, sharding
+from janus_jax.batch import TASKS
+from janus_jax.data import fill, image_ops, synthetic
+from janus_jax.data.pipeline import Pipeline
+from janus_jax.data.shards import Layout
+from janus_jax.data.sources.array_record import write_array_record
+from janus_jax.errors import UserError
+from janus_jax.models.janus import pick_path
+
+CONFIG = cli.config_flag()
+DIMS = cli.flags.DEFINE_string("dims", None, "A shape file: model and example lengths; no data are needed.")
+MIXTURE = cli.flags.DEFINE_string("mixture", None, "understanding:text:generation, 2:3:5 without it or a config.")
+ROWS = cli.flags.DEFINE_integer("rows", None, "R, rows of a pack group; the config's own, or 8, without it.")
+CODES = cli.flags.DEFINE_bool("codes", False, "Pictures to draw come as cached codes (made-up data).")
+CORES = cli.flags.DEFINE_integer("cores", os.cpu_count(), "Threads that decode; say how many cores they have.")
+RATE = cli.flags.DEFINE_float("accelerator", 11_000.0, "Tokens a second of the accelerator to feed.")
+REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3)
+JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object.")
+
+
+def main(command):
+    """Runs one benchmark and prints it."""
+    figures = {"data": data}[command]()
+    table = rich.table.Table("what", "value")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    rich.print(table)
+    if JSON.value:
+        print(json.dumps(figures), flush=True)
+
+
+def data():
+    """From records to packed batches: a dict of figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        if DIMS.value:
+            config, stage, pipeline, lengths = _of_dims()
+        else:
+            config, stage, pipeline, lengths = _of_config(Path(folder))
+        s = config["stages"][stage]
+        seconds, packed = [], []
+        for _ in range(2):  # the first fills every shard's window
+            next(pipeline)
+        for _ in range(REPEATS.value):
+            start = time.perf_counter()
+            packed.append(next(pipeline))
+            seconds.append(time.perf_counter() - start)
+        bare = _bare_loop(pipeline.sources, config, CODES.value or bool(DIMS.value))
+    median = float(np.median(seconds))
+    mean = lambda name: float(np.mean([p.stats[name] for p in packed]))
+    padded = packed[0].batch.tokens.size
+    figures = {
+        "name": "data", "seconds_median": median, "min": min(seconds), "max": max(seconds), "n": len(seconds),
+        "tokens_real": mean("tokens"), "tokens_padded": padded, "tokens_per_second": mean("tokens") / median,
+        "records_per_second": float(np.mean([len(p.record_ids) for p in packed])) / median,
+        "images_per_second": (mean("und_pictures") + mean("gen_pictures")) / median,
+        "token_fill": mean("token_fill"), "slot_fill": mean("slot_fill"), "cores": CORES.value,
+    }  # fmt: skip
+    if bare:
+        drawn = 0 if packed[0].stats["cached"] else mean("gen_pictures")
+        alone = mean("und_pictures") / bare[0] + drawn / bare[1]
+        figures |= {
+            "decoded_per_second_bare": (mean("und_pictures") + drawn) / alone,
+            "share_of_bare_decoding": alone / median,
+        }
+    figures["cores_for_one_accelerator"] = CORES.value * RATE.value / figures["tokens_per_second"]
+    if lengths:
+        figures |= _fill(config, stage, lengths)
+    return figures | {"mixture": list(s["mixture"]), "rows": s["rows"], "length": s["length"], "mfu": None, "device": "cpu"}
+
+
+def _of_dims():
+    """Config, stage, pipeline and length table of a shape file."""
+    try:
+        dims = json.loads(Path(DIMS.value).read_text())
+        config = importlib.import_module("configs.dims").get_config(DIMS.value).to_dict()
+        lengths = synthetic.table(dims)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--dims={DIMS.value} is no shape file: {error}.") from None
+    return config, "stage_2", *_of_lengths(config, lengths, dims["image"]["tokens"])
+
+
+def _of_lengths(config, lengths, picture_tokens):
+    """A pipeline of made-up examples of these lengths."""
+    s, model = config["stages"]["stage_2"], config["model"]
+    _mix(s, lengths)
+    tokenizer = model["generation"]["tokenizer"]
+    rng = np.random.default_rng(0)
+    size = model["generation"]["image_size"]
+    make = synthetic.TableMaker(
+        picture_tokens=picture_tokens, vocab_size=model["llm"]["vocab_size"], codebook_size=tokenizer["codebook_size"],
+        encoded=synthetic.photo(rng, size=size),
+    )  # fmt: skip
+    s["sources"] = {task: {task: 1} for task in TASKS}
+    groups = 4
+    layout = Layout(
+        groups=groups, und_size=size, gen_size=size, window=config["data"]["window"], shards=1,
+        **{k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")},
+    )  # fmt: skip
+    sources = {task: synthetic.TableSource(task, lengths[task]) for task in TASKS}
+    pipeline = Pipeline(
+        layout=layout, sources=sources, make=make, phases=assembly.phases_of(s), seed=0, pad_id=2, workers=CORES.value
+    )
+    return pipeline, lengths
+
+
+def _mix(s, lengths):
+    """Gives a stage the mixture and the rows of the flags, and the picture slots that follow from them."""
+    if MIXTURE.value:
+        try:
+            s["mixture"] = tuple(float(share) for share in MIXTURE.value.split(":"))
+        except ValueError:
+            raise UserError(f"--mixture={MIXTURE.value} is no ratio like 2:3:5.") from None
+        if len(s["mixture"]) != len(TASKS):
+            raise UserError(f"--mixture={MIXTURE.value} is no ratio like 2:3:5.")
+    s["rows"] = ROWS.value or 8
+    s["und_slots"], s["gen_slots"], _ = fill.budgets(lengths, s["mixture"], rows=s["rows"], length=s["length"])
+
+
+def _of_config(folder):
+    """The same of a config's stage, with its own data or, without --config, with made-up ones at Janus-Pro's sizes."""
+    lengths = None
+    if CONFIG.value is not None:
+        config = CONFIG.value.to_dict()
+        stage = list(config["stages"])[-1]
+        s = config["stages"][stage]
+    else:
+        config, stage = importlib.import_module("configs.pro_1b").get_config("2").to_dict(), "stage_2"
+        s, lengths = config["stages"][stage], synthetic.realistic()
+        _mix(s, lengths)
+        _made_up(config, s, folder)
+    shards = config["data"]["shards"]
+    s["batch"], config["data"]["workers"] = shards * s["rows"], CORES.value
+    network, mesh = assembly.build_network(config, stage), sharding.make_mesh(devices=jax.devices()[:1])
+    return config, stage, assembly.build_pipeline(config, stage, network, mesh=mesh, host=(0, 1))[0], lengths
+
+
+def _made_up(config, s, folder):
+    """Writes made-up records, and points the config at them."""
+    rng = np.random.default_rng(0)
+    (folder / "tokenizer.json").write_text(synthetic.text_tokenizer(rng))
+    config["data"]["tokenizer"] = str(folder / "tokenizer.json")
+    config["data"]["sources"] = {}
+    for task, records in synthetic.records(rng, size=384, codes=576 if CODES.value else 0).items():
+        write_array_record(folder / f"{task}.array_record", records)
+        config["data"]["sources"][task] = dict(kind="array_record", path=str(folder / f"{task}.array_record"))
+    s["sources"] = {task: {task: 1} for task in TASKS}
+
+
+def _bare_loop(sources, config, cached, *, count=64):
+    """Pictures a second of decoding and resizing alone, to understand and to draw; None without pictures."""
+    pictures = []
+    for source in sources.values():
+        for index in range(min(len(source), count)):
+            record = source[index]
+            pictures += [record["image"]] if record.get("image") is not None else []
+    if not pictures:
+        return None
+    und, gen = config["model"]["understanding"]["encoder"]["image_size"], config["model"]["generation"]["image_size"]
+    ways = [lambda p: image_ops.for_understanding(image_ops.decode(p), size=und)]
+    ways += [] if cached else [lambda p: image_ops.for_generation(image_ops.decode(p), size=gen)]
+    rates = []
+    for way in ways:
+        best = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with ThreadPoolExecutor(CORES.value) as pool:
+                list(pool.map(way, pictures))
+            best.append(len(pictures) / (time.perf_counter() - start))
+        rates.append(float(np.median(best)))
+    return rates[0], rates[-1]
+
+
+def _fill(config, stage, lengths):
+    """What a thousand groups of these lengths come to, beside the bound, and the useful share of FLOPs.
+
+    Executed is the same network on every position and every picture slot, attention within segments.
+    """
+    s, model = config["stages"][stage], config["model"]
+    sizes = {k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")}
+    packed = fill.simulate(lengths, s["mixture"], **sizes, window=config["data"]["window"])
+    bound = fill.bound(lengths, s["mixture"], length=s["length"])
+    examples = [example for row in packed.rows for example in row]
+    pictures = lambda kind: sum(len(getattr(e, kind)) for e in examples)
+    tokens = sum(len(e.tokens) for e in examples)
+    texts = [e for e in examples if e.task != TASKS.index("generation")]
+    side = model["understanding"]["encoder"]["image_size"] // model["understanding"]["encoder"]["patch_size"]
+    useful = {
+        "tokens": tokens, "attended": sum(len(e.tokens) * (len(e.tokens) + 1) // 2 for e in examples), "cached": True,
+        "text_targets": sum(len(e.tokens) - len(e.und_images) * (side**2 + 2) - 1 for e in texts),
+        "und_pictures": pictures("und_images"), "gen_pictures": pictures("gen_images"),
+    }  # fmt: skip
+    executed = useful | {
+        "tokens": packed.groups * s["rows"] * s["length"],
+        "und_pictures": packed.groups * s["und_slots"],
+        "gen_pictures": packed.groups * s["gen_slots"],
+    }
+    generation = model["generation"]
+    trains = lambda path: not path.startswith(("generation/tokenizer", "understanding/encoder"))
+    picture = pick_path(generation["kind"]).flops(
+        generation,
+        embed_dim=model["llm"]["embed_dim"],
+        encoder=flops.encoder(model["understanding"]["encoder"]),
+        trains=trains,
+    )
+    count = lambda stats: sum(
+        flops.step(stats, llm=model["llm"], understanding=model["understanding"], picture=picture, trains=trains).values()
+    )
+    return {
+        "groups": packed.groups, "token_fill": packed.token_fill, "token_bound": bound,
+        "share_of_bound": packed.token_fill / bound, "slot_fill": packed.slot_fill,
+        "useful_share_of_flops": count(useful) / count(executed),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run_commands(main, commands=("data",), usage=__doc__)

@@ -1,0 +1,38 @@
+"""Folders of pictures named after what they show, as ImageNet is laid out: `n01440764/001.JPEG`."""
+
+import json
+from pathlib import Path
+
+from janus_jax.data.files import PICTURES, files_at
+from janus_jax.errors import UserError
+
+
+class ClassFolderSource:
+    """Pictures with the name of their class as `prompt` and as `caption`."""
+
+    def __init__(self, path, *, names=None):
+        """`names` is a file of class names: a JSON map {folder: name}, or lines of `folder name`."""
+        self._files = files_at(path, *PICTURES)
+        self._names = {} if names is None else _read_names(names)
+
+    def __len__(self):
+        return len(self._files)
+
+    def __getitem__(self, index):
+        file = Path(self._files[index])
+        name = self._names.get(file.parent.name, file.parent.name.replace("_", " "))
+        return {"image": file.read_bytes(), "prompt": name, "caption": name}
+
+    def locate(self, index):
+        """The picture's path."""
+        return self._files[index]
+
+
+def _read_names(file):
+    try:
+        text = Path(file).read_text()
+        if str(file).endswith(".json"):
+            return dict(json.loads(text))
+        return dict(line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise UserError(f"No class names can be read from {str(file)!r}: {error}.") from None

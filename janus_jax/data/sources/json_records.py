@@ -1,0 +1,107 @@
+"""JSON and JSONL files, pictures beside them in a folder: LLaVA's form, or any other through the map of fields."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from janus_jax.data.chat import IMAGE
+from janus_jax.data.files import Parts, files_at
+from janus_jax.data.image_ops import BadRecord
+from janus_jax.errors import UserError
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+class JsonSource:
+    """Records of `.jsonl` files, one a line, and of `.json` files, a list each.
+
+    LLaVA's `conversations` become our `conversation`. Strings in the fields `pictures` are names of files in the folder
+    `images`, beside the first JSON file without it, and are read.
+    """
+
+    def __init__(self, path, *, images=None, pictures=("image", "images")):
+        self._files = files_at(path, ".json", ".jsonl")
+        self._root = Path(images or Path(self._files[0]).parent).resolve()
+        if not self._root.is_dir():
+            raise UserError(f"No folder of pictures at {str(images)!r}.")
+        self._pictures = pictures
+        self._readers = [_Lines(f) if f.endswith(".jsonl") else _List(f) for f in self._files]
+        self._parts = Parts([len(reader) for reader in self._readers])
+
+    def __len__(self):
+        return len(self._parts)
+
+    def __getitem__(self, index):
+        part, number = self._parts.find(index)
+        try:
+            record = self._readers[part][number]
+        except ValueError:
+            raise BadRecord("unreadable JSON") from None
+        if not isinstance(record, dict):
+            raise BadRecord("record is no JSON object")
+        for name in self._pictures:
+            if isinstance(record.get(name), (str, list)):
+                names = record[name]
+                record = record | {name: self._read(names) if isinstance(names, str) else [self._read(n) for n in names]}
+        return as_conversation(record)
+
+    def _read(self, name):
+        if not isinstance(name, str):
+            raise BadRecord("picture without a file name")
+        file = (self._root / name).resolve()
+        if not file.is_relative_to(self._root):
+            raise BadRecord("picture outside the folder of pictures")
+        try:
+            return file.read_bytes()
+        except OSError:
+            raise BadRecord("missing picture file") from None
+
+    def locate(self, index):
+        """File and line, or place in the list; both from 1."""
+        part, number = self._parts.find(index)
+        return f"{self._files[part]}, {'line' if self._files[part].endswith('.jsonl') else 'record'} {number + 1}"
+
+
+class _Lines:
+    """Lines of a file by number; only their places are held."""
+
+    def __init__(self, file):
+        self._handle, ends = os.open(file, os.O_RDONLY), [0]
+        with open(file, "rb") as lines:
+            ends += [len(line) for line in lines]
+        self._ends = np.cumsum(ends, dtype=np.int64)
+
+    def __len__(self):
+        return len(self._ends) - 1
+
+    def __getitem__(self, number):
+        begin, end = self._ends[number : number + 2].tolist()
+        return json.loads(os.pread(self._handle, end - begin, begin))
+
+
+class _List(list):
+    """A whole JSON list."""
+
+    def __init__(self, file):
+        try:
+            records = json.loads(Path(file).read_bytes())
+        except ValueError as error:
+            raise UserError(f"{file!r} is no JSON: {error}.") from None
+        if not isinstance(records, list):
+            raise UserError(f"{file!r} holds no list of records.")
+        super().__init__(records)
+
+
+def as_conversation(record):
+    """LLaVA's `conversations` with <image> marks -> our `conversation` and `images`; other records stay as they are."""
+    if not isinstance(record.get("conversations"), list) or "conversation" in record:
+        return record
+    turns = [
+        {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"].replace("<image>", IMAGE)}
+        for turn in record["conversations"]
+    ]
+    images = record.get("images", record.get("image"))
+    images = [] if images is None else images if isinstance(images, list) else [images]
+    return record | {"conversation": turns, "images": images}

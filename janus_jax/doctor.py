@@ -1,0 +1,231 @@
+"""The data doctor: walks every source of a config before a run does, and says what the run will make of it."""
+
+import collections
+import hashlib
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rich.progress
+from PIL import Image, ImageDraw, ImageFont
+
+from janus_jax import assembly, stages
+from janus_jax.batch import TASKS
+from janus_jax.data import fill, image_ops
+from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.files import write_json
+from janus_jax.data.image_ops import BadRecord
+
+SEEN, GROUPS = 400, 300  # letters of a record that its script is told by; groups that a stage's packing is tried on
+
+
+class Use(NamedTuple):
+    """A task that a stage gives a source, and what makes its examples."""
+
+    stage: str
+    task: str
+    make: object
+
+
+class Finding(NamedTuple):
+    """What one record turned out to be.
+
+    Attributes:
+      error: why it cannot be used, or None.
+      lengths: {(stage, task): (tokens, pictures)}.
+      sizes: (width, height) of its pictures.
+      script: that most of its letters belong to.
+      digest: of its pictures and text, equal for duplicates.
+    """
+
+    error: str | None
+    lengths: dict
+    sizes: list
+    script: str
+    digest: bytes
+
+
+def check(config, out=None):
+    """Walks every source of every stage.
+
+    Args:
+      config: resolved config.
+      out: folder for check.json, lengths.png and bad_records.jsonl; None writes nothing.
+
+    Returns:
+      {source: {records, unusable, pictures, scripts, duplicates, lengths, epochs}} and {stage: {budget, token_fill, ...}}.
+    """
+    chosen = sorted((s for s in config["stages"] if s != stages.TOKENIZER), key=stages.ORDER.index)
+    names = sorted({n for stage in config["stages"] for n in assembly.source_names(config["stages"][stage])})
+    makers = {s: assembly.build_maker(config, s, assembly.build_network(config, s))[0] for s in chosen}
+    sources = assembly.open_sources(config, names)
+    report = None if out is None else Path(out) / "bad_records.jsonl"
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+    bad = BadRecords(1.0, sources=sources, report=report)
+    found = {name: _walk(sources[name], _uses(config, chosen, makers, name), bad) for name in names}
+    by_source = {name: _sum_up(sources[name], findings) for name, findings in found.items()}
+    by_stage = {stage: _try_stage(config, stage, found, by_source) for stage in chosen}
+    if out is not None:
+        write_json(Path(out) / "check.json", {"sources": by_source, "stages": by_stage})
+        histogram({n: [t for f in found[n] for t, _ in f.lengths.values()] for n in names}).save(Path(out) / "lengths.png")
+    return by_source, by_stage
+
+
+def _uses(config, chosen, makers, name):
+    def mixed(stage, i):
+        phases = assembly.phases_of(config["stages"][stage])
+        return any(p.ratio[i] and name in (p.sources.get(TASKS[i]) or {}) for p in phases)
+
+    return [Use(stage, task, makers[stage]) for stage in chosen for i, task in enumerate(TASKS) if mixed(stage, i)]
+
+
+def _walk(source, uses, bad):
+    """Findings of the usable records; the others go into the report."""
+    findings = []
+    with ThreadPoolExecutor() as pool:
+        read = pool.map(lambda index: _look(source, index, uses), range(len(source)))
+        for index, finding in enumerate(rich.progress.track(read, total=len(source), description=source.name)):
+            if finding.error:
+                bad.bad(f"{source.name}/0/{index}", BadRecord(finding.error))
+            else:
+                findings.append(finding)
+    return findings
+
+
+def _look(source, index, uses):
+    lengths, sizes, digest, script = {}, [], hashlib.blake2b(digest_size=12), ""
+    try:
+        record = source[index]
+        for use in uses:
+            rng = np.random.default_rng((0, index))
+            example = use.make(record, task=use.task, rng=rng, record_id=f"{source.name}/0/{index}")
+            pictures = [p for p in (*example.und_images, *example.gen_images) if not isinstance(p, np.ndarray)]
+            lengths[use.stage, use.task] = (len(example.tokens), len(example.und_images) + len(example.gen_images))
+        for picture in pictures if uses else ():
+            sizes.append(image_ops.decode(picture).size)
+            digest.update(image_ops.as_picture(picture).encoded)
+        words = _words(record)
+        digest.update(words.encode())
+        script = _script(words)
+    except BadRecord as error:
+        return Finding(str(error), {}, [], "", b"")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Finding(f"malformed record ({type(error).__name__} {error})", {}, [], "", b"")
+    return Finding(None, lengths, sizes, script, digest.digest())
+
+
+def _words(value):
+    """All text of a record in one string."""
+    if isinstance(value, bytes):
+        return value.decode() if len(value) < 2_000 and value.isascii() else ""
+    if isinstance(value, dict):
+        return " ".join(_words(v) for k, v in value.items() if k not in ("image", "images", "codes", "latents"))
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_words, value))
+    return value if isinstance(value, str) else ""
+
+
+def _script(text):
+    """'LATIN', 'CJK', 'CYRILLIC', ...: what most letters belong to."""
+    letters = [unicodedata.name(c, "?").split()[0] for c in text[:SEEN] if c.isalpha()]
+    return collections.Counter(letters).most_common(1)[0][0] if letters else "none"
+
+
+def _sum_up(source, findings):
+    uses = {use for finding in findings for use in finding.lengths}
+    lengths = {f"{stage} {task}": _spread([f.lengths[stage, task][0] for f in findings]) for stage, task in sorted(uses)}
+    sides = [side for finding in findings for side in finding.sizes]
+    return {
+        "records": len(source),
+        "unusable": len(source) - len(findings),
+        "duplicates": len(findings) - len({f.digest for f in findings}),
+        "pictures": len(sides),
+        "widths": _spread([w for w, _ in sides]),
+        "heights": _spread([h for _, h in sides]),
+        "scripts": dict(collections.Counter(f.script for f in findings).most_common(5)),
+        "tokens": lengths,
+        "epochs": {},
+    }
+
+
+def _spread(values):
+    """Smallest, median, largest."""
+    return [int(v) for v in (min(values), np.median(values), max(values))] if values else []
+
+
+def _try_stage(config, stage, found, by_source):
+    """Packs a stage's phases on the lengths found: fill, budgets, and the epochs of every source, which it notes too."""
+    s, start, told = config["stages"][stage], 0, []
+    sizes = dict(rows=s["rows"], length=s["length"])
+    last = s["stop_at"] or s["steps"]
+    for phase in assembly.phases_of(s):
+        end = min(phase.until, last)
+        if end <= start:
+            continue
+        table, shares = _table(phase, stage, found)
+        und, gen, reasons = fill.budgets(table, phase.ratio, **sizes)
+        packed = fill.simulate(
+            table, phase.ratio, **sizes, und_slots=s["und_slots"], gen_slots=s["gen_slots"], window=config["data"]["window"],
+            groups=GROUPS,
+        )  # fmt: skip
+        groups = (end - start) * s["batch"] // s["rows"]
+        for task, name in shares:
+            epochs = groups * packed.examples[task] * shares[task, name] / len(found[name])
+            seen, use = by_source[name]["epochs"], f"{stage} {task}"
+            seen[use] = round(seen.get(use, 0.0) + epochs, 4)
+        told.append(
+            {
+                "steps": [start, end],
+                "mixture": list(phase.ratio),
+                "token_fill": round(packed.token_fill, 4),
+                "token_bound": round(fill.bound(table, phase.ratio, length=s["length"]), 4),
+                "slot_fill": round(packed.slot_fill, 4),
+                "slots": [s["und_slots"], s["gen_slots"]],
+                "advised_slots": [und, gen],
+                "reasons": reasons,
+            }
+        )
+        start = end
+    return told
+
+
+def _table(phase, stage, found, *, points=200):
+    """{task: Lengths} of a phase, its sources in their weights, by `points` quantiles; {(task, source): share}."""
+    table, shares = {}, {}
+    for task, ratio in zip(TASKS, phase.ratio, strict=True):
+        weights = dict(phase.sources.get(task) or {}) if ratio else {}
+        rows = []
+        for name, weight in weights.items():
+            share = weight / sum(weights.values())
+            shares[task, name] = share
+            pairs = sorted(f.lengths[stage, task] for f in found[name])
+            count = max(round(points * share), 1)
+            rows += [pairs[int((k + 0.5) / count * len(pairs))] for k in range(count)]
+        if rows:
+            table[task] = fill.Lengths(*np.array(rows).T)
+    return table, shares
+
+
+def histogram(lengths, *, width=760, height=90, bins=64):
+    """A picture of how long examples are: {source: tokens of each}, a row of bars a source."""
+    font, margin, top = ImageFont.load_default(12), 12, 30
+    longest = max((max(v) for v in lengths.values() if v), default=1)
+    picture = Image.new("RGB", (width, (height + top + margin) * len(lengths) + margin), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, (name, values) in enumerate(lengths.items()):
+        bottom = (i + 1) * (height + top + margin)
+        counts, _ = np.histogram(values, bins=bins, range=(0, longest + 1))
+        step = (width - 2 * margin) / bins
+        draw.text(
+            (margin, bottom - height - top + 8), f"{name}: {len(values)} examples, tokens 0 to {longest}", "black", font
+        )
+        for k, count in enumerate(counts.tolist()):
+            tall = round(count / max(counts.max(), 1) * height)
+            left = margin + k * step
+            draw.rectangle((left, bottom - tall, left + step - 2, bottom), fill="#4477aa")
+        draw.line((margin, bottom, width - margin, bottom), fill="black")
+    return picture

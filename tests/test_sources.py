@@ -1,0 +1,256 @@
+"""Every kind of source: real files of that kind, read exactly, and trained from."""
+
+import io
+import json
+import tarfile
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+
+from janus_jax import assembly, sharding, train
+from janus_jax.data import image_ops, shapes
+from janus_jax.data.chat import IMAGE
+from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.sources import KINDS, Source
+from janus_jax.data.sources.array_record import write_array_record
+from janus_jax.errors import UserError
+
+COUNT = 24
+NAMES = [f"thing number {chr(97 + i)}" for i in range(COUNT)]
+
+
+def picture(i):
+    """A PNG that no other record has, wider than high."""
+    pixels = np.random.default_rng(i).integers(0, 256, (20, 28, 3), np.uint8)
+    return shapes.encode_png(pixels)
+
+
+PICTURES = [picture(i) for i in range(COUNT)]
+
+
+def array_record(folder):
+    records = [{"png": p, "title": n} for p, n in zip(PICTURES, NAMES, strict=True)]
+    write_array_record(folder / "a.array_record", records[:10])
+    write_array_record(folder / "b.array_record", records[10:])
+    return dict(path=str(folder / "*.array_record"), fields={"image": "png", "prompt": "title", "caption": "title"})
+
+
+def tfds_set(folder):
+    image, label = tfds.features.Image(encoding_format="png"), tfds.features.Text()
+    records = [{"image": io.BytesIO(p), "label": n} for p, n in zip(PICTURES, NAMES, strict=True)]
+
+    class Things(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"image": image, "label": label}))
+
+        def _split_generators(self, manager):
+            return {"train": enumerate(records)}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    builder = Things(data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare()
+    return dict(path=str(builder.data_path), fields={"image": "image", "prompt": "label", "caption": "label"})
+
+
+def webdataset(folder):
+    for shard, part in enumerate((range(14), range(14, COUNT))):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for i in part:
+                for ending, value in (("png", PICTURES[i]), ("txt", NAMES[i].encode()), ("json", b'{"width": 28}')):
+                    info = tarfile.TarInfo(f"sub/{i:03d}.{ending}")
+                    info.size = len(value)
+                    tar.addfile(info, io.BytesIO(value))
+    return dict(path=str(folder / "*.tar"))
+
+
+def parquet(folder):
+    table = pa.table({"image": [{"bytes": p, "path": None} for p in PICTURES], "meta": [{"text": n} for n in NAMES]})
+    pq.write_table(table.slice(0, 9), folder / "train-0.parquet", row_group_size=4)
+    pq.write_table(table.slice(9), folder / "train-1.parquet", row_group_size=100)
+    return dict(path=str(folder), fields={"image": "image", "prompt": "meta.text", "caption": "meta.text"}, cached_groups=2)
+
+
+def json_lines(folder):
+    (folder / "pictures").mkdir()
+    for i, encoded in enumerate(PICTURES):
+        (folder / f"pictures/{i}.png").write_bytes(encoded)
+    lines = [json.dumps({"image": f"{i}.png", "caption": n, "prompt": n}) for i, n in enumerate(NAMES)]
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return dict(path=str(folder / "data.jsonl"), images=str(folder / "pictures"))
+
+
+def captioned_folder(folder):
+    for i, (encoded, name) in enumerate(zip(PICTURES, NAMES, strict=True)):
+        place = folder / str(i % 3)
+        place.mkdir(exist_ok=True)
+        (place / f"{i}.png").write_bytes(encoded)
+        (place / f"{i}.txt").write_text(name)
+    return dict(path=str(folder))
+
+
+def class_folder(folder):
+    names = {}
+    for i, (encoded, name) in enumerate(zip(PICTURES, NAMES, strict=True)):
+        names[f"n{i:08d}"] = name
+        (folder / f"n{i:08d}").mkdir()
+        (folder / f"n{i:08d}/one.png").write_bytes(encoded)
+    (folder / "names.json").write_text(json.dumps(names))
+    return dict(path=str(folder), names=str(folder / "names.json"))
+
+
+WRITERS = {
+    "array_record": array_record, "tfds": tfds_set, "webdataset": webdataset, "parquet": parquet, "json": json_lines,
+    "captioned_folder": captioned_folder, "class_folder": class_folder,
+}  # fmt: skip
+
+
+@pytest.fixture(params=WRITERS)
+def source(request, tmp_path):
+    """A source's config, its files written."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return dict(kind=request.param, **WRITERS[request.param](folder))
+
+
+def plain(value):
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def test_every_kind_has_its_files():
+    assert WRITERS.keys() == KINDS.keys()
+
+
+def test_records_are_read_exactly_in_any_order(source):
+    opened = Source("things", **source)
+    found = {plain(opened[i]["prompt"]): opened[i] for i in np.random.default_rng(0).permutation(COUNT)}
+    assert found.keys() == set(NAMES) and len(opened) == COUNT
+    for encoded, name in zip(PICTURES, NAMES, strict=True):
+        pixels = lambda e: np.asarray(image_ops.decode(e))
+        np.testing.assert_array_equal(pixels(found[name]["image"]), pixels(encoded))
+        assert plain(found[name]["caption"]) == name
+    assert len({opened.locate(i) for i in range(COUNT)}) == COUNT
+
+
+def test_a_run_trains_from_it_and_its_first_batch_holds_what_lies_in_the_files(source, config, tmp_path):
+    config.init_fresh, config.data.prompt_drop, config.save_every = (".*",), 0.0, 100
+    config.data.sources = {"things": source}
+    config.stages = {"stage_2": config.stages.stage_2}
+    config.stages.stage_2.update(mixture=(1, 0, 1), steps=20)
+    config.stages.stage_2.sources = {task: {"things": 1} for task in ("understanding", "generation")}
+    resolved = config.to_dict()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    network = assembly.build_network(resolved, "stage_2")
+    pipeline, tokenizer = assembly.build_pipeline(resolved, "stage_2", network, mesh=mesh, host=(0, 1))
+    batch = next(pipeline).batch
+    seen = {name: 0 for name in ("und", "gen")}
+    for s, (tokens, segments) in enumerate(zip(batch.tokens, batch.segment_ids, strict=True)):
+        tokens, segments = tokens.reshape(-1), (segments + 100 * np.arange(len(segments))[:, None]).reshape(-1)
+        for kind, starts, pictures, fit in (
+            ("und", batch.und_start[s], batch.und_images[s], image_ops.for_understanding),
+            ("gen", batch.gen_start[s], batch.gen_images[s], image_ops.for_generation),
+        ):
+            for start, pixels in zip(starts, pictures, strict=True):
+                if start == len(tokens):
+                    continue
+                text = tokenizer.decode(tokens[segments == segments[start]])
+                (i,) = [i for i, name in enumerate(NAMES) if name in text]
+                np.testing.assert_array_equal(pixels, fit(image_ops.decode(PICTURES[i]), size=32))
+                seen[kind] += 1
+    assert min(seen.values()) >= 10
+
+    train.train(config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 20 and np.isfinite([r["loss"] for r in rows]).all()
+    assert rows[-1]["epochs/things"] > 1  # 24 records are seen again and again
+
+
+LLAVA = [
+    {
+        "id": "1", "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a thing"}],
+    },
+    {
+        "id": "2", "images": ["a.png", "b.png"],
+        "conversations": [
+            {"from": "human", "value": "<image><image>\nSame?"}, {"from": "gpt", "value": "No."},
+            {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "是的。"},
+        ],
+    },
+    {"id": "3", "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]},
+]  # fmt: skip
+
+
+def llava(folder):
+    for name, encoded in zip("ab", PICTURES, strict=False):
+        (folder / f"{name}.png").write_bytes(encoded)
+    (folder / "llava.json").write_text(json.dumps(LLAVA))
+    return Source("llava", kind="json", path=str(folder / "llava.json"))
+
+
+def test_llava_json_becomes_conversations(tmp_path):
+    one, two, three = (llava(tmp_path)[i] for i in range(3))
+    assert one["images"] == [PICTURES[0]] and two["images"] == PICTURES[:2] and three["images"] == []
+    assert one["conversation"][0] == {"role": "user", "content": f"{IMAGE}\nWhat is it?"}
+    assert [t["role"] for t in two["conversation"]] == ["user", "assistant"] * 2
+    assert two["conversation"][-1]["content"] == "是的。"
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"image": "../secret.png", "caption": "x"}, "picture outside the folder"),
+        ({"image": "/etc/hostname", "caption": "x"}, "picture outside the folder"),
+        ({"image": "none.png", "caption": "x"}, "missing picture file"),
+        ({"image": [3], "caption": "x"}, "picture without a file name"),
+        ([1, 2], "no JSON object"),
+    ],
+)
+def test_json_reads_no_picture_outside_its_folder(tmp_path, record, reason):
+    inside = tmp_path / "data"
+    inside.mkdir()
+    (tmp_path / "secret.png").write_bytes(PICTURES[0])
+    (inside / "a.jsonl").write_text(json.dumps(record) + "\nno json\n")
+    source = Source("s", kind="json", path=str(inside / "a.jsonl"))
+    with pytest.raises(BadRecord, match=reason):
+        source[0]
+    with pytest.raises(BadRecord, match="unreadable JSON"):
+        source[1]
+    assert source.locate(1).endswith("a.jsonl, line 2")
+
+
+def test_a_tar_file_that_was_cut_gives_its_whole_records(tmp_path):
+    webdataset(tmp_path)
+    whole = (tmp_path / "00001.tar").read_bytes()
+    (tmp_path / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    source = Source("s", kind="webdataset", path=str(tmp_path))
+    assert 14 < len(source) < COUNT
+    assert [plain(source[i]["prompt"]) for i in range(16)] == NAMES[:16]
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"tfds"}))
+def test_a_place_without_data_is_told(tmp_path, kind):
+    with pytest.raises(UserError, match=r"Source 's': No file .* lies at .*config.data.sources.s.path"):
+        Source("s", kind=kind, path=str(tmp_path))
+    with pytest.raises(UserError, match="unexpected keyword argument 'splt'"):
+        Source("s", kind=kind, path=str(tmp_path), splt="train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("parquet", "a.parquet", "is no Parquet file"), ("webdataset", "a.tar", "is no plain tar file"),
+        ("json", "a.json", "is no JSON"), ("array_record", "a.array_record", "is no ArrayRecord file"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_told(tmp_path, kind, name, message):
+    (tmp_path / name).write_bytes(b"something else" * 99)
+    with pytest.raises(UserError, match=message):
+        Source("s", kind=kind, path=str(tmp_path / name))

@@ -78,11 +78,9 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
                 continue
             crops = [np.random.default_rng((seed, i)).random() if crop == "random" else None for i in indices]
             read = pool.map(lambda index, place: _cropped(source, index, size=size, crop=place), indices, crops)
-            partial = path.with_suffix(".partial")
-            write_array_record(
-                partial, _good(bar.track(read, task_id=task, total=None), source_name, bad, field, tokenize, batch)
-            )
-            partial.rename(path)
+            good = _good(bar.track(read, task_id=task, total=None), source_name, bad)
+            write_array_record(path.with_suffix(".partial"), _with_field(good, field, tokenize, batch))
+            path.with_suffix(".partial").rename(path)
     return about | {"records left out": bad.reasons.total()}
 
 

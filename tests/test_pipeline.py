@@ -1,15 +1,21 @@
 """The same global batches for any number of hosts, and from any saved position."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from janus_jax import assembly, sharding
-from janus_jax.batch import TASKS
+from janus_jax.batch import TASKS, Example
 from janus_jax.data import shapes
+from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.fill import Lengths
+from janus_jax.data.mixture import Phase
+from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.data.sources.array_record import write_array_record
+from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
 
 
@@ -24,18 +30,102 @@ def same(a, b):
 
 
 def test_hosts_share_one_sequence_and_positions_move_between_them(config):
+    """Saved on four hosts in the middle of a block and of an epoch, continued on one and on eight."""
+    config.data.shards = 8
+    config.data.sources.text.path = str(few_texts(config, 3))
     whole = pipeline(config)
-    expected = [next(whole).batch for _ in range(6)]
-    hosts = [pipeline(config, host=(h, 4)) for h in range(4)]
-    for batch in expected[:3]:
-        same(batch, jax.tree.map(lambda *parts: np.concatenate(parts), *(next(h).batch for h in hosts)))
-    states = json.loads(json.dumps({v: s for h in hosts for v, s in h.get_state().items()}))
-    for number in (1, 2):
+    expected = [next(whole) for _ in range(6)]
+    for number in (2, 4, 8):
+        hosts = [pipeline(config, host=(h, number)) for h in range(number)]
+        for packed in expected[:3]:
+            parts = [next(h) for h in hosts]
+            same(packed.batch, jax.tree.map(lambda *parts: np.concatenate(parts), *(p.batch for p in parts)))
+        if number == 4:
+            states = json.loads(json.dumps({v: s for p in parts for v, s in p.state.items()}))
+    block = sum(config.stages.stage_2.mixture)
+    assert any(state["drawn"] % block for state in states.values())
+    assert any(state["next"]["text"] % 3 for state in states.values())
+    for number in (1, 8):
         again = [pipeline(config, host=(h, number)) for h in range(number)]
         for p in again:
             p.set_state(states)
-        for batch in expected[3:]:
-            same(batch, jax.tree.map(lambda *parts: np.concatenate(parts), *(next(p).batch for p in again)))
+        for packed in expected[3:]:
+            same(packed.batch, jax.tree.map(lambda *parts: np.concatenate(parts), *(next(p).batch for p in again)))
+
+
+def few_texts(config, count):
+    """A source of so many texts, beside the others."""
+    path = Path(config.data.tokenizer).parent / f"texts-{count}.array_record"
+    write_array_record(path, [{"text": f"a text that says {i}"} for i in range(count)])
+    return path
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_threads_change_nothing(config, workers):
+    config.data.workers = 0
+    alone = pipeline(config)
+    config.data.workers = workers
+    threads = pipeline(config)
+    for _ in range(4):
+        one, other = next(alone), next(threads)
+        same(one.batch, other.batch)
+        assert one.state == other.state and one.record_ids == other.record_ids and one.stats == other.stats
+    threads.close()
+
+
+def test_a_source_of_one_record_serves_every_shard(config):
+    config.data.sources.text.path = str(few_texts(config, 1))
+    p = pipeline(config)
+    packed = [next(p) for _ in range(3)]
+    assert packed[-1].stats["epochs"]["text"] > 3
+    assert {i.rsplit("/", 1)[1] for b in packed for i in b.record_ids if i.startswith("text/")} == {"0"}
+
+
+def test_a_new_source_leaves_the_order_of_the_others(config):
+    order = lambda p: [p.shards[0]._streams["captions"].place(k) for k in range(500)]
+    before = order(pipeline(config))
+    config.data.sources.aaa = dict(kind="array_record", path=config.data.sources.text.path)
+    config.stages.stage_2.sources.text = {"aaa": 1}
+    assert order(pipeline(config)) == before
+
+
+def test_a_mixture_may_change_on_the_way(config):
+    state = next(pipeline(config)).state
+    config.stages.stage_2.mixture = (0, 1, 1)
+    changed = pipeline(config)
+    changed.set_state(state, new_mixture=True)
+    packed = [next(changed) for _ in range(12)]
+    ratios = np.array([p.stats["ratio"] for p in packed])
+    assert not ratios[:, 0].any()  # nobody mixes captions any more, so those that waited are left out
+    np.testing.assert_allclose(ratios[4:].mean(axis=0), [0, 0.5, 0.5], atol=0.03)
+    ids = [i for p in packed for i in p.record_ids]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7, 16, 64])
+def test_every_shard_is_exact_and_every_record_comes_once_an_epoch(shards):
+    table = {task: Lengths(np.arange(3, 14), np.zeros(11, int)) for task in TASKS}
+    blank = lambda record, task, rng, record_id: Example(np.zeros(record["tokens"], np.int32), None, TASKS.index(task))
+    phase = Phase(10**6, (2, 3, 5), {task: {task: 1} for task in TASKS})
+    layout = Layout(shards, 2, 64, 0, 0, 8, 8, window=20, shards=shards)
+    streams = {task: Stream(TableSource(task, table[task]), make=blank, seed=1) for task in TASKS}
+    bad = BadRecords(0.1, sources={})
+    taken = {task: [] for task in TASKS}
+    for number in range(shards):
+        shard = Shard(number, layout=layout, streams=streams, phases=[phase], unit="examples", bad=bad)
+        drawn, read = [], shard._read
+        shard._read = lambda source, place, task, read=read, drawn=drawn: (
+            drawn.append((task, place)) or read(source, place, task)
+        )
+        for _ in range(12):
+            shard.next_group()
+        for block in range(len(drawn) // 10):
+            tasks = [task for task, _ in drawn[10 * block : 10 * block + 10]]
+            assert [tasks.count(task) for task in TASKS] == [2, 3, 5]
+        for task, place in drawn:
+            taken[task].append(streams[task].place(shard._position(place)))
+    for places in taken.values():
+        assert len(set(places)) == len(places)  # no record twice in one epoch, whatever the shard
 
 
 @pytest.mark.parametrize("stage", ["stage_1", "stage_2", "stage_3"])
@@ -70,7 +160,7 @@ def test_slots_point_at_picture_tokens(config):
 def test_broken_pictures_are_skipped_counted_and_stop_the_run(config, tmp_path):
     write_array_record(tmp_path / "bad.array_record", [{"image": b"<html>", "prompt": "x"}] * 5)
     config.data.sources["scenes"].path = str(tmp_path / "bad.array_record")
-    with pytest.raises(UserError, match=r"unusable.*bad_record_limit=1%.*undecodable picture"):
+    with pytest.raises(UserError, match=r"unusable.*bad_record_limit=1%.*HTML instead of a picture"):
         next(pipeline(config))
 
 

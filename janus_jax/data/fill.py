@@ -71,19 +71,22 @@ def budgets(table, mixture, *, rows, length):
 
 
 def simulate(table, mixture, *, rows, length, und_slots, gen_slots, window=128, groups=1000, seed=0):
-    """Packs groups as a shard does, examples drawn from the table in the exact mixture.
+    """Packs groups as a shard does, examples dealt out of the shuffled table, again and again, in the exact mixture.
 
     Returns:
       Fill.
     """
     rng = np.random.default_rng(seed)
     block = [task for task, count in zip(TASKS, whole(mixture), strict=True) for _ in range(count)]
-    waiting, todo, held = [], [], []
+    waiting, todo, held, decks = [], [], [], {task: [] for task in table}
     for _ in range(groups):
         while len(waiting) < window:
             if not todo:
                 todo = [block[i] for i in rng.permutation(len(block))]
-            waiting.append(_stand_in(table, todo.pop(), rng))
+            task = todo.pop()
+            if not decks[task]:
+                decks[task] = rng.permutation(len(table[task].tokens)).tolist()
+            waiting.append(_stand_in(table, task, decks[task].pop()))
         packed = pack_group(waiting, rows=rows, length=length, und_slots=und_slots, gen_slots=gen_slots)
         held += [[waiting[i] for i in row] for row in packed]
         used = {i for row in packed for i in row}
@@ -95,9 +98,8 @@ def simulate(table, mixture, *, rows, length, und_slots, gen_slots, window=128, 
     return Fill(tokens / (groups * rows * length), pictures / slots if slots else 1.0, count, groups, held)
 
 
-def _stand_in(table, task, rng):
+def _stand_in(table, task, k):
     lengths = table[task]
-    k = int(rng.integers(len(lengths.tokens)))
     images = (None,) * int(lengths.pictures[k])
     kind = {"understanding": "und_images", "generation": "gen_images"}.get(task)
     return Example(np.empty(int(lengths.tokens[k]), np.int8), None, TASKS.index(task), **({kind: images} if kind else {}))

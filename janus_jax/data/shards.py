@@ -177,6 +177,8 @@ class Shard:
         self.next = dict.fromkeys(self.next, 0) | state["next"]
         self._window = []
         for source, place, task in state["window"]:
+            if source not in self._streams:  # no longer mixed
+                continue
             try:
                 self._window.append((source, place, task, self._read(source, place, task)))
             except BadRecord as error:  # slots may have become fewer

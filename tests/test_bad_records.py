@@ -1,0 +1,159 @@
+"""Records of eight broken kinds in every kind of source: each is listed, no good one is lost, too many stop the run."""
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from janus_jax import assembly, sharding, train
+from janus_jax.data.sources.array_record import write_array_record
+from janus_jax.errors import UserError
+
+COUNT, STEP = 160, 20  # one record in twenty is broken, of a kind after the other
+
+
+def jpeg(i):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (24, 24, 3), np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def bomb():
+    """The header of a PNG of 30 000 x 30 000 pixels, and nothing in it."""
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+BROKEN = {  # what is wrong: the field, its value, and how the report puts it
+    "truncated": ("image", jpeg(0)[:-200], "undecodable picture"),
+    "empty picture": ("image", b"", "empty picture"),
+    "html": ("image", b"<html>404</html>", "HTML instead of a picture"),
+    "bomb": ("image", bomb(), "undecodable picture|picture too large"),
+    "wrong field": (None, None, "no field 'prompt'"),
+    "empty caption": ("prompt", b"  ", "empty 'prompt'"),
+    "endless caption": ("prompt", b"word " * 20_000, "absurdly long 'prompt'"),
+    "not utf-8": ("prompt", b"caf\xe9 \xff", "text is not UTF-8"),
+}
+KINDS = list(BROKEN)
+
+
+def record(i):
+    """A record, and what is wrong with it."""
+    good = {"image": jpeg(i), "prompt": f"a thing called {i}".encode()}
+    if i % STEP:
+        return good, None
+    kind = KINDS[i // STEP]
+    field, value, _ = BROKEN[kind]
+    return ({"image": good["image"], "promt": good["prompt"]} if field is None else good | {field: value}), kind
+
+
+RECORDS = [record(i) for i in range(COUNT)]
+
+
+def array_record(folder):
+    write_array_record(folder / "a.array_record", [r for r, _ in RECORDS])
+    return dict(path=str(folder))
+
+
+def webdataset(folder):
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for i, (r, _) in enumerate(RECORDS):
+            for ending, value in (("jpg", r["image"]), ("txt" if "prompt" in r else "cls", r.get("prompt", b"3"))):
+                info = tarfile.TarInfo(f"{i:04d}.{ending}")
+                info.size = len(value)
+                tar.addfile(info, io.BytesIO(value))
+    return dict(path=str(folder))
+
+
+def parquet(folder):
+    column = lambda name: pa.array([r.get(name) for r, _ in RECORDS], pa.binary())
+    pq.write_table(pa.table({"image": column("image"), "prompt": column("prompt")}), folder / "a.parquet", row_group_size=50)
+    return dict(path=str(folder))
+
+
+def json_lines(folder):
+    lines = []
+    for i, (r, _) in enumerate(RECORDS):
+        (folder / f"{i}.jpg").write_bytes(r["image"])
+        text = {k: b'"' + v + b'"' for k, v in r.items() if k != "image"}
+        lines.append(
+            b'{"image": "%d.jpg", ' % i + b", ".join(b'"%s": %s' % (k.encode(), v) for k, v in text.items()) + b"}\n"
+        )
+    (folder / "a.jsonl").write_bytes(b"".join(lines))
+    return dict(path=str(folder / "a.jsonl"))
+
+
+def captioned_folder(folder):
+    for i, (r, _) in enumerate(RECORDS):
+        (folder / f"{i:04d}.jpg").write_bytes(r["image"])
+        if "prompt" in r:
+            (folder / f"{i:04d}.txt").write_bytes(r["prompt"])
+    return dict(path=str(folder))
+
+
+WRITERS = {
+    "array_record": array_record, "webdataset": webdataset, "parquet": parquet, "json": json_lines,
+    "captioned_folder": captioned_folder,
+}  # fmt: skip
+OTHERWISE = {  # what a kind of file finds out by itself
+    ("json", "not utf-8"): "unreadable JSON",
+    ("captioned_folder", "wrong field"): "no text file beside the picture",
+}
+
+
+def drawing_only(config, source):
+    config.data.sources = {"things": source}
+    config.data.update(prompt_drop=0.0, bad_record_limit=0.2)
+    config.stages = {"stage_2": config.stages.stage_2}
+    config.stages.stage_2.update(mixture=(0, 0, 1), und_slots=0)
+    config.stages.stage_2.sources = {"generation": {"things": 1}}
+    config.init_fresh, config.save_every = (".*",), 100
+    return config
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_each_is_listed_and_no_good_record_is_lost(config, tmp_path, kind):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    resolved = drawing_only(config, dict(kind=kind, **WRITERS[kind](folder))).to_dict()
+    mesh, network = sharding.make_mesh(devices=jax.devices()[:1]), assembly.build_network(resolved, "stage_2")
+    report = tmp_path / "bad.jsonl"
+    pipeline, _ = assembly.build_pipeline(resolved, "stage_2", network, mesh=mesh, host=(0, 1), report=report)
+    delivered, packed = set(), next(pipeline)
+    while packed.stats["epochs"]["things"] < 2.5:
+        delivered |= {int(i.rsplit("/", 1)[1]) for i in packed.record_ids}
+        packed = next(pipeline)
+    good = {i for i, (_, wrong) in enumerate(RECORDS) if wrong is None}
+    truncated = KINDS.index("truncated") * STEP  # found out when its pixels are decoded
+    assert delivered - {truncated} == good
+    lines = {line["record"]: line for line in map(json.loads, report.read_text().splitlines())}
+    assert lines.keys() == {i for i, (_, wrong) in enumerate(RECORDS) if wrong}
+    for i, line in lines.items():
+        wrong = RECORDS[i][1]
+        expected = OTHERWISE.get((kind, wrong), BROKEN[wrong][2])
+        assert line["reason"] in expected.split("|") and line["source"] == "things", line
+        assert line["where"].startswith("record") or str(folder) in line["where"]
+
+
+def test_a_run_goes_on_lists_them_once_and_stops_above_the_limit(config, tmp_path):
+    config = drawing_only(config, dict(kind="array_record", **array_record(tmp_path)))
+    config.stages.stage_2.steps = 6
+    train.train(config, tmp_path / "run")
+    report = (tmp_path / "run/bad_records.jsonl").read_text().splitlines()
+    config.stages.stage_2.steps = 14
+    train.train(config, tmp_path / "run")
+    again = (tmp_path / "run/bad_records.jsonl").read_text().splitlines()
+    listed = [json.loads(line)["record"] for line in again]
+    assert again[: len(report)] == report and len(set(listed)) == len(listed) >= 5
+    config.data.bad_record_limit = 0.02
+    with pytest.raises(UserError, match=r"of \d+ records are unusable, more than .*_limit=2%.*listed in"):
+        train.train(config, tmp_path / "other")

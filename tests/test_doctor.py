@@ -1,0 +1,94 @@
+"""What the doctor says before a run, the bound on how full rows can be, and the benchmark of the data."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax import doctor
+from janus_jax.batch import TASKS
+from janus_jax.data import fill, synthetic
+from janus_jax.data.fill import Lengths
+from janus_jax.data.sources.array_record import write_array_record
+
+ROOT = Path(__file__).parent.parent
+DIMS = {  # a shape file in small
+    "image": {"size": 32, "patch": 8, "tokens": 16},
+    "vision": {"width": 32, "layers": 2, "heads": 2, "mlp_ratio": 2},
+    "vq": {"base_channels": 32, "channel_mult": [1, 2, 2, 2], "res_blocks": 1, "z_channels": 32, "codebook_size": 64,
+           "codebook_dim": 8},
+    "llm": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 64, "vocab": 256, "rms_eps": 1e-6,
+            "rope_theta": 1e4},
+    "train": {"rows": 4, "length": 128},
+    "lengths": {"und": [8, 9, 12], "text": [10, 20, 31, 60], "gen": [5, 7, 9]},
+}  # fmt: skip
+
+
+def test_the_doctor_counts_what_is_there(config, tmp_path):
+    photo = synthetic.photo(np.random.default_rng(0), size=32)
+    records = [{"image": photo, "prompt": "一只红色的狐狸"}] * 3 + [{"image": b"", "prompt": "x"}]
+    records += [{"image": synthetic.photo(np.random.default_rng(i), size=32), "prompt": f"a fox {i}"} for i in range(4)]
+    write_array_record(tmp_path / "mixed.array_record", records)
+    config.data.sources.scenes.path = str(tmp_path / "mixed.array_record")
+    config.stages = {name: config.stages[name] for name in ("stage_2", "stage_3")}
+    sources, stages = doctor.check(config.to_dict(), tmp_path / "out")
+    scenes = sources["scenes"]
+    assert (scenes["records"], scenes["unusable"], scenes["duplicates"], scenes["pictures"]) == (8, 1, 2, 7)
+    assert scenes["scripts"] == {"LATIN": 4, "CJK": 3} and scenes["widths"] == [32, 32, 32]
+    assert json.loads((tmp_path / "out/check.json").read_text())["sources"]["scenes"]["unusable"] == 1
+    (line,) = (tmp_path / "out/bad_records.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "empty picture"
+    assert Image.open(tmp_path / "out/lengths.png").height > 400
+    (phase,) = stages["stage_2"]
+    assert 0.8 < phase["token_fill"] <= phase["token_bound"] + 0.02 and "und_slots=" in phase["reasons"]
+    examples = sum(found["epochs"].get("stage_2 " + t, 0) * (found["records"] - found["unusable"])
+                   for found in sources.values() for t in TASKS)  # fmt: skip
+    tokens = 8 * 16 * 128 * phase["token_fill"]  # steps x rows x length
+    means = [found["tokens"][use][1] for found in sources.values() for use in found["tokens"] if use.startswith("stage_2")]
+    assert tokens / max(means) * 0.8 < examples < tokens / min(means) * 1.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_packing_passes_the_bound(seed):
+    """Beside the best of all ways to put a few examples into rows."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, 30, 5)
+    table = {"text": Lengths(tokens, np.zeros(5, int))}
+    bound = fill.bound(table, (0, 1, 0), length=40)
+    fewest = min(max(rows) + 1 for rows in itertools.product(range(5), repeat=5)
+                 if all(tokens[np.array(rows) == r].sum() <= 40 for r in range(5)))  # fmt: skip
+    assert tokens.sum() / (40 * fewest) <= bound + 1e-9 <= 1 + 1e-6
+    packed = fill.simulate(table, (0, 1, 0), rows=2, length=40, und_slots=0, gen_slots=0, window=64, groups=400)
+    assert 0.9 * bound < packed.token_fill <= bound + 0.002  # a window is left over
+
+
+def test_rows_that_fit_no_second_example_have_the_bound_of_one():
+    table = {"generation": Lengths(np.array([60]), np.array([1]))}
+    assert fill.bound(table, (0, 0, 1), length=100) == pytest.approx(0.6)
+    assert fill.budgets(table, (0, 0, 1), rows=2, length=60)[:2] == (0, 4)
+
+
+@pytest.mark.parametrize("mixture", [(2, 3, 5), (1, 0, 1), (1, 0, 3), (7, 3, 10), (5, 1, 4)])
+def test_eight_rows_of_real_lengths_are_full(mixture):
+    table = synthetic.realistic(points=40)
+    und, gen, _ = fill.budgets(table, mixture, rows=8, length=4096)
+    packed = fill.simulate(table, mixture, rows=8, length=4096, und_slots=und, gen_slots=gen, groups=150)
+    assert packed.token_fill >= 0.97 * fill.bound(table, mixture, length=4096) and packed.slot_fill >= 0.85
+
+
+def test_the_benchmark_of_a_shape_file_ends_with_its_figures(tmp_path):
+    (tmp_path / "dims.json").write_text(json.dumps(DIMS))
+    command = [sys.executable, "-m", "janus_jax.benchmark", "data", f"--dims={tmp_path}/dims.json", "--json"]
+    done = subprocess.run([*command, "--repeats=3", "--mixture=1:1:2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    keys = "name seconds_median min max n tokens_real tokens_padded tokens_per_second images_per_second token_fill slot_fill"
+    assert figures.keys() >= set(keys.split()) | {"mfu", "device", "token_bound", "useful_share_of_flops"}
+    assert 0.9 < figures["token_fill"] <= figures["token_bound"] + 0.01 and figures["useful_share_of_flops"] < 1
+    done = subprocess.run([*command, "--mixture=1:2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "no ratio like 2:3:5" in done.stderr and "Traceback" not in done.stderr

@@ -63,7 +63,7 @@ def test_no_packing_passes_the_bound(seed):
     fewest = min(max(rows) + 1 for rows in itertools.product(range(5), repeat=5)
                  if all(tokens[np.array(rows) == r].sum() <= 40 for r in range(5)))  # fmt: skip
     assert tokens.sum() / (40 * fewest) <= bound + 1e-9 <= 1 + 1e-6
-    packed = fill.simulate(table, (0, 1, 0), rows=2, length=40, und_slots=0, gen_slots=0, window=64, groups=400)
+    packed = fill.simulate(table, (0, 1, 0), rows=2, length=40, und_slots=0, gen_slots=0, window=32, groups=4000)
     assert 0.9 * bound < packed.token_fill <= bound + 0.002  # a window is left over
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import tarfile
+import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -254,3 +256,34 @@ def test_a_file_of_another_kind_is_told(tmp_path, kind, name, message):
     (tmp_path / name).write_bytes(b"something else" * 99)
     with pytest.raises(UserError, match=message):
         Source("s", kind=kind, path=str(tmp_path / name))
+
+
+SHARED = Path(__file__).parent.parent.parent / "shared/data"
+
+
+def photos(tmp_path):
+    folder = SHARED / "coco_mini_captioned"
+    fields = {"image": "file", "prompt": "captions", "caption": "captions"}
+    return 119, dict(kind="json", path=str(folder / "captions.jsonl"), pictures=("file",), fields=fields)
+
+
+def emoji(tmp_path):
+    with zipfile.ZipFile(SHARED / "emoji64/noto.zip") as packed:
+        packed.extractall(tmp_path / "noto")
+    fields = {"image": "file", "prompt": "name", "caption": "name"}
+    return 1650, dict(kind="json", path=str(tmp_path / "noto/captions.jsonl"), pictures=("file",), fields=fields)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not here")
+@pytest.mark.parametrize("of", [photos, emoji])
+def test_real_sets_train_through_the_public_kinds(config, tmp_path, of):
+    count, source = of(tmp_path)
+    config.init_fresh, config.save_every = (".*",), 100
+    config.data.sources = {"things": source}
+    config.stages = {"stage_2": config.stages.stage_2}
+    config.stages.stage_2.update(mixture=(1, 0, 1), steps=3)
+    config.stages.stage_2.sources = {task: {"things": 1} for task in ("understanding", "generation")}
+    train.train(config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and np.isfinite(rows[-1]["loss"]) and not (tmp_path / "run/bad_records.jsonl").exists()
+    assert len(Source("things", **source)) == count

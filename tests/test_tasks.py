@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.data import tokenizer
+from janus_jax.data.chat import IMAGE
 from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.shapes import encode_png
 from janus_jax.data.tasks import ExampleMaker
@@ -16,10 +17,10 @@ def tok(data):
     return tokenizer.load(data / "tokenizer.json")
 
 
-def make(tok, record, task, *, template="plain", **kw):
+def make(tok, record, task, *, template="plain", rng=None, **kw):
     settings = dict(und_tokens=4, gen_tokens=4, max_length=128, prompt_drop=0.0) | kw
     maker = ExampleMaker(tok, template=template, **settings)
-    return maker(record, task=task, rng=np.random.default_rng(0))
+    return maker(record, task=task, rng=rng or np.random.default_rng(0))
 
 
 def targets(tok, e):
@@ -93,3 +94,26 @@ def test_who_speaks_must_be_known(tok, roles):
     conversation = [{"role": role, "content": "hello"} for role in roles]
     with pytest.raises(BadRecord, match="roles are not user, assistant"):
         make(tok, {"conversation": conversation}, "text", template="chat")
+
+
+def test_one_of_several_captions_is_drawn(tok):
+    record = {"image": PICTURE, "caption": ["one", "two", "three"], "prompt": ["one", "two", "three"]}
+    for task in ("understanding", "generation"):
+        draws = [make(tok, record, task, rng=np.random.default_rng(k)) for k in range(40)]
+        assert len({tok.decode(e.tokens) for e in draws}) == 3
+
+
+def test_a_document_keeps_its_pictures_in_their_places(tok):
+    one = make(tok, {"images": [PICTURE] * 3, "text": f"First {IMAGE} then {IMAGE}{IMAGE} the end."}, "understanding")
+    turns = {
+        "images": [None, PICTURE, None, PICTURE, PICTURE, None],
+        "texts": ["First ", None, " then ", None, None, " the end."],
+    }
+    other = make(tok, turns, "understanding")
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    assert len(one.und_images) == len(one.und_starts) == 3 and one.tokens[-1] == tok.eos
+    wanted = one.tokens[1:][one.text_weights[:-1] > 0]
+    assert not {tok.boi, tok.image, tok.eoi} & set(wanted.tolist())
+    assert targets(tok, one) == "First  then  the end.$"
+    with pytest.raises(BadRecord, match="do not take turns"):
+        make(tok, {"images": [PICTURE, None], "texts": ["a", None]}, "understanding")

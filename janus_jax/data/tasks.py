@@ -6,6 +6,8 @@ Records, whatever their source:
                     each picture, or {"images": [bytes or None], "texts": [str or None]} that take turns
     text            {"text"} or {"conversation"}
     generation      {"image", "prompt"} (and "prompt_short"), with "latents" beside the image or "codes" in its place
+
+Where a list of captions, prompts, questions or answers stands, every epoch draws one of them.
 """
 
 import re
@@ -108,14 +110,15 @@ class ExampleMaker:
         if record.get("conversation") is not None:
             turns = _turns(record)
         elif record.get("caption") is not None:
-            turns = [_turn("user", f"{chat.IMAGE}\n{self.caption_prompt}"), _turn("assistant", _text(record, "caption"))]
+            caption = _text(record, "caption", rng)
+            if self.template == "plain":
+                return self._lay_out(chat.plain_caption(caption, prompt=self.caption_prompt), images)
+            turns = [_turn("user", f"{chat.IMAGE}\n{self.caption_prompt}"), _turn("assistant", caption)]
         else:
-            question, answer = _text(record, "question"), _text(record, "answer")
+            question, answer = _text(record, "question", rng), _text(record, "answer", rng)
             turns = [_turn("user", f"{chat.IMAGE}\n{question}"), _turn("assistant", answer)]
         if self.template == "chat":
             pieces = chat.conversation(turns, roles=self.roles, system=self.system_prompt)
-        elif record.get("caption") is not None and record.get("conversation") is None:
-            pieces = chat.plain_caption(_text(record, "caption"), prompt=self.caption_prompt)
         else:
             pieces = chat.plain_conversation(turns)
         return self._lay_out(pieces, images)
@@ -129,7 +132,7 @@ class ExampleMaker:
 
     def _generation(self, record, rng):
         drop, short = rng.random() < self.prompt_drop, rng.random() < self.first_sentence
-        prompt = _text(record, "prompt")
+        prompt = _text(record, "prompt", rng)
         if short:
             sentence = FIRST_SENTENCE.match(prompt)
             prompt = record.get("prompt_short") or (sentence[0] if sentence else prompt)
@@ -225,8 +228,10 @@ def _field(record, name):
     return record[name]
 
 
-def _text(record, name):
+def _text(record, name, rng=None):
     value = _field(record, name)
+    if isinstance(value, list) and value and rng is not None:
+        value = value[int(rng.integers(len(value)))]
     if isinstance(value, bytes):  # TFDS hands strings over as bytes
         try:
             value = value.decode()

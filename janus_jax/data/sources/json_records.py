@@ -44,7 +44,8 @@ class JsonSource:
         for name in self._pictures:
             if isinstance(record.get(name), (str, list)):
                 names = record[name]
-                record = record | {name: self._read(names) if isinstance(names, str) else [self._read(n) for n in names]}
+                read = lambda n: None if n is None else self._read(n)
+                record = record | {name: read(names) if isinstance(names, str) else [read(n) for n in names]}
         return as_conversation(record)
 
     def _read(self, name):

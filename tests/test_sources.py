@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from configs import common, pro_1b
 from janus_jax import assembly, sharding, train
 from janus_jax.data import image_ops, shapes
 from janus_jax.data.chat import IMAGE
@@ -287,3 +289,15 @@ def test_real_sets_train_through_the_public_kinds(config, tmp_path, of):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and np.isfinite(rows[-1]["loss"]) and not (tmp_path / "run/bad_records.jsonl").exists()
     assert len(Source("things", **source)) == count
+
+
+def test_the_examples_of_the_guide_are_configs():
+    guide = (Path(__file__).parent.parent / "docs/data.md").read_text()
+    blocks = re.findall("```python\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) >= 7
+    for block in blocks:
+        names = {"common": common, "c": pro_1b.get_config()}
+        exec(block, names)  # noqa: S102
+        c = names["get_config"]() if "get_config" in names else names["c"]
+        for source in c.data.sources.values():
+            assert source.kind in KINDS

@@ -117,3 +117,8 @@ def test_a_document_keeps_its_pictures_in_their_places(tok):
     assert targets(tok, one) == "First  then  the end.$"
     with pytest.raises(BadRecord, match="do not take turns"):
         make(tok, {"images": [PICTURE, None], "texts": ["a", None]}, "understanding")
+
+
+def test_ids_alone_are_those_with_spans(tok):
+    for text in ("a red star", "  two\n\nlines ", "狐狸 naïve 🦊", f"before{IMAGE}after", ""):
+        assert tok.ids(text) == tok.encode(text)[0]

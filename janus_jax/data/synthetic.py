@@ -23,8 +23,9 @@ def photo(rng, *, size):
 
 
 def words(rng, count):
-    """So many words of two to four syllables."""
-    return " ".join("".join(rng.choice(SYLLABLES, rng.integers(2, 5))) for _ in range(count))
+    """So many words of two or three syllables, a few of them common, as in a language."""
+    picks = np.minimum(rng.zipf(1.3, (count, 3)) - 1, 10**6) % len(SYLLABLES)
+    return " ".join("".join(SYLLABLES[k] for k in pick[: 2 + (pick[0] + pick[1]) % 2]) for pick in picks)
 
 
 def text_tokenizer(rng):
@@ -39,7 +40,7 @@ def records(rng, *, size, codes=0, count=256):
     drawn = lambda i: {"codes": rng.integers(0, 4096, codes).tolist()} if codes else {"image": photos[i % len(photos)]}
     return {
         "understanding": [{"image": photos[i % len(photos)], "caption": lines(30, 0.6)} for i in range(count)],
-        "text": [{"text": lines(200, 1.0)} for _ in range(count)],
+        "text": [{"text": lines(350, 1.0)} for _ in range(count)],
         "generation": [{"prompt": lines(20, 0.5), **drawn(i)} for i in range(count)],
     }
 

@@ -137,7 +137,7 @@ class ExampleMaker:
             sentence = FIRST_SENTENCE.match(prompt)
             prompt = record.get("prompt_short") or (sentence[0] if sentence else prompt)
         pieces = chat.drawing_prompt(prompt, roles=self.roles if self.template == "chat" else None)
-        ids = self.tokenizer.encode("".join(p.text for p in pieces))[0]
+        ids = self.tokenizer.ids("".join(p.text for p in pieces))
         room = self.max_length - self.gen_tokens - 1 - len(self.opening)
         if len(ids) > room:
             if self.overlong == "skip":
@@ -169,21 +169,24 @@ class ExampleMaker:
 
     def _lay_out(self, pieces, images):
         """BOS, then the pieces' tokens, each placeholder expanded to BOI, features, EOI; targets by overlap."""
-        t = self.tokenizer
-        ids, spans = t.encode("".join(p.text for p in pieces))
-        ends = np.cumsum([len(p.text) for p in pieces])
-        before = np.cumsum([0, *(p.target for p in pieces)])  # target pieces before each one
-        begins, stops = np.array(spans, int).reshape(-1, 2).T
-        overlap = before[np.searchsorted(ends, stops, "left") + 1] > before[np.searchsorted(ends, begins, "right")]
-        tokens, target, starts = [t.bos], [False], []
-        for token, hit in zip(ids, overlap.tolist(), strict=True):
-            if token == t.image:
-                starts.append(len(tokens) + 1)
-                tokens += [t.boi] + [t.image] * self.und_tokens + [t.eoi]
-                target += [False] * (self.und_tokens + 2)
-            else:
-                tokens.append(token)
-                target.append(hit)
+        t, text = self.tokenizer, "".join(p.text for p in pieces)
+        if all(p.target for p in pieces):
+            ids = np.array(t.ids(text), np.int32)
+            overlap = np.ones(len(ids), bool)
+        else:
+            ids, spans = t.encode(text)
+            ids = np.array(ids, np.int32)
+            ends = np.cumsum([len(p.text) for p in pieces])
+            before = np.cumsum([0, *(p.target for p in pieces)])  # target pieces before each one
+            begins, stops = np.array(spans, int).reshape(-1, 2).T
+            overlap = before[np.searchsorted(ends, stops, "left") + 1] > before[np.searchsorted(ends, begins, "right")]
+        pictures, width = ids == t.image, self.und_tokens + 2
+        repeats = np.where(pictures, width, 1)
+        begins = 1 + (np.cumsum(repeats) - repeats)[pictures]
+        tokens = np.concatenate([[t.bos], np.repeat(ids, repeats)]).astype(np.int32)
+        target = np.concatenate([[False], np.repeat(overlap & ~pictures, repeats)])
+        tokens[begins], tokens[begins + width - 1] = t.boi, t.eoi
+        starts = (begins + 1).tolist()
         if len(starts) != len(images):
             raise BadRecord("pictures and placeholders differ in number")
         if len(tokens) > self.max_length:
@@ -192,11 +195,11 @@ class ExampleMaker:
             if starts and starts[-1] + self.und_tokens > self.max_length:
                 raise BadRecord("pictures longer than a row")
             tokens, target = tokens[: self.max_length], target[: self.max_length]
-        if not any(target):
+        if not target.any():
             raise BadRecord("no target text")
         return Example(
-            tokens=np.array(tokens, np.int32),
-            text_weights=np.array([*target[1:], False], np.float32),
+            tokens=tokens,
+            text_weights=np.append(target[1:], False).astype(np.float32),
             task=-1,
             und_images=tuple(_checked(i) for i in images),
             und_starts=tuple(starts),

@@ -1,5 +1,6 @@
 """Text to ids and back, with special tokens found by their strings: the numbers differ between released models."""
 
+import os
 from pathlib import Path
 
 import tokenizers
@@ -7,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from janus_jax.errors import UserError
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come one by one; waking its threads costs more
 SPECIAL = {  # our name -> the string in DeepSeek's tokenizers (full-width bars)
     "bos": "<｜begin▁of▁sentence｜>",
     "eos": "<｜end▁of▁sentence｜>",
@@ -64,6 +66,10 @@ class TextTokenizer:
         """Ids of a text without BOS, and the character span (start, end) each stands for."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def ids(self, text):
+        """The ids alone, quicker."""
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids):
         """Text of ids, special tokens left out."""

@@ -44,20 +44,11 @@ class Saved(NamedTuple):
     about: dict
 
 
-def _context():
-    """How arrays are written: only large ones are cut up among the devices that hold the same."""
-    context = ocp.Context()
-    context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
-    return context
-
-
 class Writer:
     """Saves steps into a workdir, keeping the newest few, and step 0, which only `convert import` writes."""
 
-    def __init__(self, workdir, *, keep, context=None):
-        """`context` is Orbax's, to write otherwise than runs do."""
+    def __init__(self, workdir, *, keep):
         policies = ocp.training.preservation_policies
-        self._context = context or _context()
         self._checkpointer = ocp.training.Checkpointer(
             str(Path(workdir).absolute() / "checkpoints"),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -69,8 +60,7 @@ class Writer:
         items = {"params": _nested(params), "about": {"json": json.dumps(about)}}
         items |= {} if optimizer is None else {"optimizer": optimizer}
         items |= {"ema": _nested(ema)} if ema else {}
-        with self._context:
-            self._checkpointer.save_checkpointables_async(step, items)
+        self._checkpointer.save_checkpointables_async(step, items)
 
     def wait(self):
         """Returns when everything is on disk."""
@@ -79,14 +69,14 @@ class Writer:
 
 def save_imported(workdir, *, params, about):
     """Saves step 0 of a new workdir, for weights that just fit: a few arrays are copied and written at a time."""
-    context = _context()
+    context = ocp.Context()
     largest = max(a.nbytes for a in params.values())
     context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = max(2**28, largest + 1)
     context.memory.is_prioritized_key_fn = lambda path: False
     context.array.saving.storage_options.chunk_byte_size = 2**26
     context.array.saving.use_ocdbt = False  # it would hold everything in memory until the last array is written
     with context:
-        writer = Writer(workdir, keep=1, context=context)
+        writer = Writer(workdir, keep=1)
         writer.save(0, params=params, about=about)
         writer.wait()
 

@@ -29,8 +29,10 @@ def get_config(stage="all"):
     c.data.sources = dict(
         imagenet=common.source("data/pro/imagenet/*.array_record"),  # class name as prompt, stage 1 only
         captions=common.source("data/pro/captions/*.array_record"),
-        understanding=common.source("data/pro/understanding/*.array_record"),
+        tables=common.source("data/pro/tables/*.array_record"),  # and charts and documents
         chat=common.source("data/pro/chat/*.array_record"),
+        memes=common.source("data/pro/memes/*.array_record"),
+        chinese_dialogue=common.source("data/pro/chinese_dialogue/*.array_record"),
         text=common.source("data/pro/text/*.array_record"),
         dialogue=common.source("data/pro/dialogue/*.array_record"),
         real=common.source("data/pro/real/*.array_record"),
@@ -48,15 +50,16 @@ def get_config(stage="all"):
             "2": common.stage(
                 mixture=(2, 3, 5), lr=1e-4, warmup=5_000, steps=360_000, batch=512, und_slots=4, gen_slots=8,
                 sources=dict(
-                    understanding=dict(captions=1, understanding=1), text=dict(text=1),
+                    understanding=dict(captions=1, tables=1), text=dict(text=1),
                     generation=dict(real=1, synthetic=1),
                 ),
             ),
             "3": common.stage(
                 mixture=(5, 1, 4), lr=4e-5, warmup=0, steps=40_000, batch=128, und_slots=7, gen_slots=6,
                 template="chat",
-                sources=dict(
-                    understanding=dict(chat=1), text=dict(dialogue=1), generation=dict(real=1, synthetic=1)
+                sources=dict(  # the report names these kinds of data, not their shares
+                    understanding=dict(chat=1, tables=1, memes=1, chinese_dialogue=1), text=dict(dialogue=1),
+                    generation=dict(real=1, synthetic=1),
                 ),
             ),
         },

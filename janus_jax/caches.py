@@ -1,17 +1,15 @@
 """Caches of what the frozen picture tokenizer makes of a source: codes instead of pictures, or latents beside them."""
 
-import hashlib
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.progress
 
-from janus_jax import assembly, checkpoint, sharding, stages
+from janus_jax import assembly, checkpoint, digest, sharding, stages
 from janus_jax.data import image_ops, shapes
 from janus_jax.data.bad_records import BadRecords
 from janus_jax.data.files import write_json
@@ -61,7 +59,7 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
     source = Source(source_name, **config["data"]["sources"][source_name])
     about = {
         "field": field, "source": source_name, "path": str(source.path), "records": len(source), "size": size, "crop": crop,
-        "seed": seed, "precision": "float32", "fingerprint": fingerprint(params),
+        "seed": seed, "precision": "float32", "fingerprint": digest.fingerprint(params),
     }  # fmt: skip
     _check_folder(out, about)
     bad = BadRecords(1.0, sources={source_name: source}, report=out / "bad_records.jsonl")
@@ -138,7 +136,7 @@ def check(sources, params, config, stage):
     now = {
         "size": config["model"]["generation"]["image_size"],
         "crop": config["data"]["crop"],
-        "fingerprint": fingerprint(mine),
+        "fingerprint": digest.fingerprint(mine),
     }
     for name, source in caches.items():
         other = [what for what in now if source.cache.get(what) != now[what]]
@@ -153,26 +151,6 @@ def check(sources, params, config, stage):
                 f"`python -m janus_jax.prepare {source.cache['field']}`, or name the data it was made of "
                 f"({source.cache['path']!r})."
             )
-
-
-@jax.jit
-def _sums(params):
-    """Two sums over the bits of every array, mod 2^32: the same on any mesh, since integers add up in any order."""
-
-    def sums(array):
-        bits = jax.lax.bitcast_convert_type(array.astype(jnp.float32), jnp.uint32).reshape(-1)
-        place = jax.lax.iota(jnp.uint32, bits.size)
-        return jnp.stack([(bits * (2 * place + 1)).sum(dtype=jnp.uint32), ((bits ^ place) * bits).sum(dtype=jnp.uint32)])
-
-    return {path: sums(array) for path, array in params.items()}
-
-
-def fingerprint(params):
-    """Tells one tokenizer's weights from another's: {path: fp32 array} -> 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path, pair in sorted(jax.device_get(_sums(params)).items()):
-        digest.update(path.encode() + pair.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_folder(out, about):
@@ -191,8 +169,9 @@ def _cropped(source, index, *, size, crop):
         record = source[index]
         if record.get("image") is None:
             raise BadRecord("no field 'image'")
-        image_ops.check_drawable(record["image"])
-        pixels = image_ops.for_generation(image_ops.decode(record["image"]), size=size, crop=crop)
+        picture = image_ops.opened(record["image"])
+        image_ops.check_drawable(picture.opened)
+        pixels = image_ops.for_generation(image_ops.decode(picture), size=size, crop=crop)
     except BadRecord as error:
         return index, error, None
     return index, {k: v for k, v in record.items() if k != "image"}, pixels

@@ -3,10 +3,10 @@
     WORKDIR/checkpoints/STEP/params      {part: {...: array}}, nested as in the papers' figure
     WORKDIR/checkpoints/STEP/ema         the moving average of what trained, where the run keeps one
     WORKDIR/checkpoints/STEP/optimizer   optimizer state, step and counters of the stage
-    WORKDIR/checkpoints/STEP/about       JSON: resolved config, stage, data position, the text tokenizer
+    WORKDIR/checkpoints/STEP/about       JSON: resolved config, stage, data position, the text tokenizer, sums of all arrays
 
 A step that was cut off while it was written is never seen; one that turns out damaged is named and the one before it
-is taken. Arrays come back on any mesh.
+is taken. Arrays come back on any mesh; those that come back in the dtype they were saved in are compared with their sums.
 """
 
 import json
@@ -18,6 +18,7 @@ from absl import logging
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
+from janus_jax import digest
 from janus_jax.errors import UserError
 
 DAMAGE = (
@@ -47,38 +48,50 @@ class Saved(NamedTuple):
 class Writer:
     """Saves steps into a workdir, keeping the newest few, and step 0, which only `convert import` writes."""
 
-    def __init__(self, workdir, *, keep):
+    def __init__(self, workdir, *, keep, context=None):
+        """`context` is Orbax's, to write otherwise than runs do."""
+        self._context = context or _context()
         policies = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
-            str(Path(workdir).absolute() / "checkpoints"),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps([0])]),
-        )
+        with self._context:
+            self._checkpointer = ocp.training.Checkpointer(
+                str(Path(workdir).absolute() / "checkpoints"),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps([0])]),
+            )
 
     def save(self, step, *, params, about, optimizer=None, ema=None):
         """Starts saving a step: `params` and `ema` are flat, `about` is plain JSON; imported weights are params alone."""
-        items = {"params": _nested(params), "about": {"json": json.dumps(about)}}
+        items = {"params": _nested(params)}
         items |= {} if optimizer is None else {"optimizer": optimizer}
         items |= {"ema": _nested(ema)} if ema else {}
-        self._checkpointer.save_checkpointables_async(step, items)
+        sums = {item: digest.of_arrays(_named(tree)) for item, tree in items.items()}
+        items["about"] = {"json": json.dumps(about | {"sums": sums})}
+        with self._context:
+            self._checkpointer.save_checkpointables_async(step, items)
 
     def wait(self):
         """Returns when everything is on disk."""
         self._checkpointer.close()
 
 
+def _context():
+    """Small arrays are written whole: cut among many devices they take longer to write than to train."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
+    return context
+
+
 def save_imported(workdir, *, params, about):
     """Saves step 0 of a new workdir, for weights that just fit: a few arrays are copied and written at a time."""
-    context = ocp.Context()
+    context = _context()
     largest = max(a.nbytes for a in params.values())
     context.memory.transfer_concurrent_bytes = context.memory.write_concurrent_bytes = max(2**28, largest + 1)
     context.memory.is_prioritized_key_fn = lambda path: False
     context.array.saving.storage_options.chunk_byte_size = 2**26
     context.array.saving.use_ocdbt = False  # it would hold everything in memory until the last array is written
-    with context:
-        writer = Writer(workdir, keep=1)
-        writer.save(0, params=params, about=about)
-        writer.wait()
+    writer = Writer(workdir, keep=1, context=context)
+    writer.save(0, params=params, about=about)
+    writer.wait()
 
 
 def steps(directory):
@@ -176,16 +189,33 @@ def _nested(flat):
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def _named(tree):
+    """{path: leaf} of nested dicts or of an optimizer's state."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def _read(saved, items):
     """Arrays of a step; files that turn out broken on the way are told with the way out."""
     try:
-        return _load(saved.directory, saved.step, items)
+        read = _load(saved.directory, saved.step, items)
+        for item, tree in read.items():
+            _compare(_named(tree), saved, item)
+        return read
     except DAMAGE as error:
         folder = saved.directory / str(saved.step)
         raise UserError(
             f"Checkpoint {str(folder)!r} is damaged ({str(error)[:200]}); delete that folder, and the step "
             "before it is taken."
         ) from None
+
+
+def _compare(arrays, saved, item):
+    """Raises ValueError for an array whose bits are not those that were saved; one of another dtype was cast."""
+    sums = saved.about.get("sums", {}).get(item, {})  # early checkpoints have none
+    for path, now in digest.of_arrays(arrays).items():
+        before = sums.get(path, now)
+        if now != before and now.split()[0] == before.split()[0]:
+            raise ValueError(f"the bits of {item}{path} have changed since they were saved")
 
 
 def set_damaged_aside(workdir, *, newer_than):

@@ -1,6 +1,7 @@
 """The data doctor: walks every source of a config before a run does, and says what the run will make of it."""
 
 import collections
+import functools
 import hashlib
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -131,8 +132,13 @@ def _words(value):
 
 def _script(text):
     """'LATIN', 'CJK', 'CYRILLIC', ...: what most letters belong to."""
-    letters = [unicodedata.name(c, "?").split()[0] for c in text[:SEEN] if c.isalpha()]
+    letters = [_script_of(c) for c in text[:SEEN] if c.isalpha()]
     return collections.Counter(letters).most_common(1)[0][0] if letters else "none"
+
+
+@functools.cache
+def _script_of(letter):
+    return unicodedata.name(letter, "?").split()[0]
 
 
 def _sum_up(source, findings):

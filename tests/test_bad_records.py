@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import tarfile
 import zlib
@@ -14,8 +15,10 @@ import pytest
 from PIL import Image
 
 from janus_jax import assembly, sharding, train
+from janus_jax.data.sources import KINDS as KINDS_OF_SOURCES
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from tests import tfds_set
 
 COUNT, STEP = 160, 20  # one record in twenty is broken, of a kind after the other
 
@@ -46,27 +49,28 @@ BROKEN = {  # what is wrong: the field, its value, and how the report puts it
 KINDS = list(BROKEN)
 
 
-def record(i):
+def record(i, *, lacks=()):
     """A record, and what is wrong with it."""
-    good = {"image": jpeg(i), "prompt": f"a thing called {i}".encode()}
-    if i % STEP:
+    good, kind = {"image": jpeg(i), "prompt": f"a thing called {i}".encode()}, KINDS[i // STEP]
+    if i % STEP or kind in lacks:
         return good, None
-    kind = KINDS[i // STEP]
     field, value, _ = BROKEN[kind]
     return ({"image": good["image"], "promt": good["prompt"]} if field is None else good | {field: value}), kind
 
 
-RECORDS = [record(i) for i in range(COUNT)]
-
-
-def array_record(folder):
-    write_array_record(folder / "a.array_record", [r for r, _ in RECORDS])
+def array_record(folder, records):
+    write_array_record(folder / "a.array_record", records)
     return dict(path=str(folder))
 
 
-def webdataset(folder):
+def tensorflow_set(folder, records):
+    path = tfds_set.write(folder, [(r["image"], r["prompt"]) for r in records], encoding="jpeg")
+    return dict(path=path, fields={"image": "image", "prompt": "label"})
+
+
+def webdataset(folder, records):
     with tarfile.open(folder / "a.tar", "w") as tar:
-        for i, (r, _) in enumerate(RECORDS):
+        for i, r in enumerate(records):
             for ending, value in (("jpg", r["image"]), ("txt" if "prompt" in r else "cls", r.get("prompt", b"3"))):
                 info = tarfile.TarInfo(f"{i:04d}.{ending}")
                 info.size = len(value)
@@ -74,15 +78,15 @@ def webdataset(folder):
     return dict(path=str(folder))
 
 
-def parquet(folder):
-    column = lambda name: pa.array([r.get(name) for r, _ in RECORDS], pa.binary())
+def parquet(folder, records):
+    column = lambda name: pa.array([r.get(name) for r in records], pa.binary())
     pq.write_table(pa.table({"image": column("image"), "prompt": column("prompt")}), folder / "a.parquet", row_group_size=50)
     return dict(path=str(folder))
 
 
-def json_lines(folder):
+def json_lines(folder, records):
     lines = []
-    for i, (r, _) in enumerate(RECORDS):
+    for i, r in enumerate(records):
         (folder / f"{i}.jpg").write_bytes(r["image"])
         text = {k: b'"' + v + b'"' for k, v in r.items() if k != "image"}
         lines.append(
@@ -92,18 +96,32 @@ def json_lines(folder):
     return dict(path=str(folder / "a.jsonl"))
 
 
-def captioned_folder(folder):
-    for i, (r, _) in enumerate(RECORDS):
+def captioned_folder(folder, records):
+    for i, r in enumerate(records):
         (folder / f"{i:04d}.jpg").write_bytes(r["image"])
         if "prompt" in r:
             (folder / f"{i:04d}.txt").write_bytes(r["prompt"])
     return dict(path=str(folder))
 
 
+def class_folder(folder, records):
+    names = {}
+    for i, r in enumerate(records):
+        kept = f"{i:04d}".encode() + (b"caf\xe9" if b"\xff" in r["prompt"] else b"")  # the folder's own name is its class
+        place = folder / os.fsdecode(kept)
+        place.mkdir()
+        (place / "a.jpg").write_bytes(r["image"])
+        if b"\xff" not in r["prompt"]:
+            names[place.name] = r["prompt"].decode()
+    (folder / "names.json").write_text(json.dumps(names))
+    return dict(path=str(folder), names=str(folder / "names.json"))
+
+
 WRITERS = {
-    "array_record": array_record, "webdataset": webdataset, "parquet": parquet, "json": json_lines,
-    "captioned_folder": captioned_folder,
+    "array_record": array_record, "tfds": tensorflow_set, "webdataset": webdataset, "parquet": parquet, "json": json_lines,
+    "captioned_folder": captioned_folder, "class_folder": class_folder,
 }  # fmt: skip
+LACKS = {"tfds": ["wrong field"], "class_folder": ["wrong field"]}  # all records of these have the same fields
 OTHERWISE = {  # what a kind of file finds out by itself
     ("json", "not utf-8"): "unreadable JSON",
     ("captioned_folder", "wrong field"): "no text file beside the picture",
@@ -120,11 +138,16 @@ def drawing_only(config, source):
     return config
 
 
+def test_every_kind_of_source_is_broken_here():
+    assert WRITERS.keys() == KINDS_OF_SOURCES.keys()
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_each_is_listed_and_no_good_record_is_lost(config, tmp_path, kind):
     folder = tmp_path / "data"
     folder.mkdir()
-    resolved = drawing_only(config, dict(kind=kind, **WRITERS[kind](folder))).to_dict()
+    records, faults = zip(*(record(i, lacks=LACKS.get(kind, ())) for i in range(COUNT)), strict=True)
+    resolved = drawing_only(config, dict(kind=kind, **WRITERS[kind](folder, records))).to_dict()
     mesh, network = sharding.make_mesh(devices=jax.devices()[:1]), assembly.build_network(resolved, "stage_2")
     report = tmp_path / "bad.jsonl"
     pipeline, _ = assembly.build_pipeline(resolved, "stage_2", network, mesh=mesh, host=(0, 1), report=report)
@@ -132,20 +155,18 @@ def test_each_is_listed_and_no_good_record_is_lost(config, tmp_path, kind):
     while packed.stats["epochs"]["things"] < 2.5:
         delivered |= {int(i.rsplit("/", 1)[1]) for i in packed.record_ids}
         packed = next(pipeline)
-    good = {i for i, (_, wrong) in enumerate(RECORDS) if wrong is None}
     truncated = KINDS.index("truncated") * STEP  # found out when its pixels are decoded
-    assert delivered - {truncated} == good
+    assert delivered - {truncated} == {i for i, wrong in enumerate(faults) if wrong is None}
     lines = {line["record"]: line for line in map(json.loads, report.read_text().splitlines())}
-    assert lines.keys() == {i for i, (_, wrong) in enumerate(RECORDS) if wrong}
+    assert lines.keys() == {i for i, wrong in enumerate(faults) if wrong}
     for i, line in lines.items():
-        wrong = RECORDS[i][1]
-        expected = OTHERWISE.get((kind, wrong), BROKEN[wrong][2])
+        expected = OTHERWISE.get((kind, faults[i]), BROKEN[faults[i]][2])
         assert line["reason"] in expected.split("|") and line["source"] == "things", line
-        assert line["where"].startswith("record") or str(folder) in line["where"]
+        assert line["where"].startswith(("record", "train, record")) or str(folder) in line["where"]
 
 
 def test_a_run_goes_on_lists_them_once_and_stops_above_the_limit(config, tmp_path):
-    config = drawing_only(config, dict(kind="array_record", **array_record(tmp_path)))
+    config = drawing_only(config, dict(kind="array_record", **array_record(tmp_path, [record(i)[0] for i in range(COUNT)])))
     config.stages.stage_2.steps = 6
     train.train(config, tmp_path / "run")
     report = (tmp_path / "run/bad_records.jsonl").read_text().splitlines()

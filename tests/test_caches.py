@@ -1,15 +1,22 @@
 """Caches: equal to what the step computes, made on all devices, taken up after a cut, refused where they do not fit."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from janus_jax import assembly, caches, checkpoint, sharding, train
+from janus_jax import assembly, caches, checkpoint, digest, sharding, train
+from janus_jax.data import synthetic
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
 from tests.conftest import first_batch, params_of
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +102,11 @@ def test_fingerprints_are_the_same_on_any_mesh(config, tokenizer_of):
     network = assembly.build_network(config.to_dict(), "stage_2")
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     spread = {p: jax.device_put(a, places[p]) for p, a in params.items()}
-    assert caches.fingerprint(spread) == caches.fingerprint(params)
+    assert digest.fingerprint(spread) == digest.fingerprint(params)
     swapped = dict(params)
     name = next(p for p, a in params.items() if a.ndim > 1)
     swapped[name] = params[name][::-1]
-    assert caches.fingerprint(swapped) != caches.fingerprint(params)
+    assert digest.fingerprint(swapped) != digest.fingerprint(params)
 
 
 def test_pixels_and_codes_do_not_mix(cached):
@@ -121,3 +128,49 @@ def test_a_run_trains_from_codes_of_its_own_tokenizer_alone(cached, tokenizer_of
     config.init_from = str(tokenizer_of(config, shift=1e-3)[0])
     with pytest.raises(UserError, match="cannot use the cache"):
         train.train(config, tmp_path / "other")
+
+
+def test_records_of_any_kind_become_array_records(config, tmp_path):
+    """Pictures keep their bytes; what cannot be read is left out and listed; a cut copy goes on."""
+    pictures = [synthetic.photo(np.random.default_rng(i), size=32) for i in range(9)]
+    (tmp_path / "from").mkdir()
+    lines = [{"image": f"{i}.jpg", "caption": f"number {i}", "tags": [i, None]} for i in range(9)]
+    for i, encoded in enumerate(pictures):
+        (tmp_path / f"from/{i}.jpg").write_bytes(encoded)
+    lines.insert(4, {"image": "none.jpg"})
+    (tmp_path / "from/all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields = {"image": "image", "prompt": "caption", "tags": "tags"}
+    config.data.sources.mine = dict(kind="json", path=str(tmp_path / "from/all.jsonl"), fields=fields)
+    copy = lambda: caches.copy(tmp_path / "to", source_name="mine", config=config.to_dict())
+    assert copy()["records left out"] == 1
+    (listed,) = (json.loads(line) for line in (tmp_path / "to/bad_records.jsonl").read_text().splitlines())
+    assert listed["record"] == 4 and listed["reason"] == "missing picture file" and "line 5" in listed["where"]
+    source = Source("mine", kind="array_record", path=str(tmp_path / "to"))
+    expected = [{"image": p, "prompt": f"number {i}", "tags": [i, None]} for i, p in enumerate(pictures)]
+    assert [source[i] for i in range(len(source))] == expected
+    assert copy()["records left out"] == 0 and len(Source("mine", kind="array_record", path=str(tmp_path / "to"))) == 9
+
+
+def test_a_killed_cache_goes_on(config, tokenizer_of, tmp_path):
+    """A real process, killed in the middle of a file."""
+    folder, _ = tokenizer_of(config)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    code = (
+        "import json, sys\nfrom janus_jax import caches\ncaches.PER_FILE = 40\n"
+        "config = json.load(open(sys.argv[1]))\n"
+        "caches.make('codes', sys.argv[3], checkpoint_path=sys.argv[2], source_name='scenes', config=config)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(folder)]
+    files = lambda name: sorted((tmp_path / name).glob("*.array_record"))
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(files("cut")) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = {f: f.stat().st_mtime_ns for f in files("cut")}
+    for name in ("cut", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, check=True)
+    assert 2 <= len(kept) < len(files("cut")) and all(f.stat().st_mtime_ns == at for f, at in kept.items())
+    one, other = (Source("s", kind="array_record", path=str(tmp_path / name)) for name in ("cut", "whole"))
+    assert [one[i] for i in range(len(one))] == [other[i] for i in range(len(other))]
+    assert not list((tmp_path / "cut").glob("*.partial"))

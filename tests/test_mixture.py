@@ -6,21 +6,54 @@ import numpy as np
 import pytest
 
 from janus_jax import assembly
-from janus_jax.batch import TASKS
+from janus_jax.batch import TASKS, Example
+from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.fill import Lengths
 from janus_jax.data.mixture import Mixture, Phase, whole
+from janus_jax.data.shards import Layout, Shard, Stream
+from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
 
+RECIPES = ["tiny", "openmoji", "janus_1p3b", "pro_1b", "pro_7b", "tiny_flow", "openmoji_flow", "flow_1p3b", "flow_1p3b_256"]
 
-@pytest.mark.parametrize("name", ["tiny", "openmoji", "janus_1p3b", "pro_1b", "pro_7b"])
-def test_every_block_of_every_stage_is_exact(name):
-    config = importlib.import_module(f"configs.{name}").get_config().to_dict()
-    for s in config["stages"].values():
-        for phase in assembly.phases_of(s):
-            mixture = Mixture(phase)
-            size = sum(mixture.counts)
-            for block in range(5):
-                picks = [mixture.pick(block * size + i, tokens={}) for i in range(size)]
-                assert [sum(t == task for t, _ in picks) for task in TASKS] == list(mixture.counts)
+
+def tables():
+    """Every phase of every stage of every config, once."""
+    found = {}
+    for name in RECIPES:
+        for s in importlib.import_module(f"configs.{name}").get_config().to_dict()["stages"].values():
+            for phase in assembly.phases_of(s):
+                found.setdefault(f"{phase.ratio} {phase.sources}", phase)
+    return [pytest.param(phase, id=":".join(f"{n:g}" for n in phase.ratio)) for phase in found.values()]
+
+
+def blank(record, *, task, rng, record_id):
+    return Example(np.zeros(record["tokens"], np.int32), None, TASKS.index(task), record_id=record_id)
+
+
+@pytest.mark.parametrize("phase", tables())
+def test_every_block_of_every_shard_is_exact(phase):
+    """The first, a middle and the last of 1 to 64 shards: two blocks, and every round of sources inside a task."""
+    mixture = Mixture(phase)
+    weights = {task: phase.sources[task] for task, share in zip(TASKS, phase.ratio, strict=True) if share}
+    lengths = Lengths(np.arange(3, 14), np.zeros(11, int))
+    streams = {n: Stream(TableSource(n, lengths), make=blank, seed=1) for own in weights.values() for n in own}
+    size = sum(mixture.counts)
+    for shards in range(1, 65):
+        layout = Layout(shards, 1, 64, 0, 0, 8, 8, shards=shards)
+        for number in {0, shards // 2, shards - 1}:
+            bad = BadRecords(0.1, sources={})
+            shard = Shard(number, layout=layout, streams=streams, phases=[phase], unit="examples", bad=bad)
+            for _ in range(2 * size):
+                shard._draw(mixture)
+            drawn = [(task, source) for source, _, task, _ in shard._window]
+            for block in (drawn[i * size : (i + 1) * size] for i in range(2)):
+                assert [sum(task == t for task, _ in block) for t in TASKS] == list(mixture.counts)
+            for task, own in weights.items():
+                names, shares = [n for t, n in drawn if t == task], whole(own.values())
+                for i in range(len(names) // sum(shares)):
+                    turn = names[i * sum(shares) : (i + 1) * sum(shares)]
+                    assert [turn.count(n) for n in own] == list(shares)
 
 
 def test_sources_mix_by_weight_inside_a_task():

@@ -128,22 +128,6 @@ def test_every_shard_is_exact_and_every_record_comes_once_an_epoch(shards):
         assert len(set(places)) == len(places)  # no record twice in one epoch, whatever the shard
 
 
-@pytest.mark.parametrize("stage", ["stage_1", "stage_2", "stage_3"])
-def test_each_shard_draws_the_exact_ratio(config, stage):
-    config.data.shards = 8
-    p = pipeline(config, stage)
-    ratio = np.array(config.stages[stage].mixture)
-    for shard in p.shards.values():
-        drawn = []
-        read = shard._read
-        shard._read = lambda source, place, task, read=read, drawn=drawn: (drawn.append(task), read(source, place, task))[1]
-        for _ in range(4):
-            shard.next_group()
-        block = int(ratio.sum())
-        for i in range(len(drawn) // block):
-            assert [drawn[i * block : (i + 1) * block].count(t) for t in TASKS] == ratio.tolist()
-
-
 def test_slots_point_at_picture_tokens(config):
     p = pipeline(config)
     batch = next(p).batch

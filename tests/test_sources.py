@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tensorflow_datasets as tfds
 
 from configs import common, pro_1b
 from janus_jax import assembly, sharding, train
@@ -22,6 +21,7 @@ from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.sources import KINDS, Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from tests import tfds_set
 
 COUNT = 24
 NAMES = [f"thing number {chr(97 + i)}" for i in range(COUNT)]
@@ -43,25 +43,9 @@ def array_record(folder):
     return dict(path=str(folder / "*.array_record"), fields={"image": "png", "prompt": "title", "caption": "title"})
 
 
-def tfds_set(folder):
-    image, label = tfds.features.Image(encoding_format="png"), tfds.features.Text()
-    records = [{"image": io.BytesIO(p), "label": n} for p, n in zip(PICTURES, NAMES, strict=True)]
-
-    class Things(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"image": image, "label": label}))
-
-        def _split_generators(self, manager):
-            return {"train": enumerate(records)}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    builder = Things(data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
-    return dict(path=str(builder.data_path), fields={"image": "image", "prompt": "label", "caption": "label"})
+def tensorflow_set(folder):
+    path = tfds_set.write(folder, zip(PICTURES, NAMES, strict=True), encoding="png")
+    return dict(path=path, fields={"image": "image", "prompt": "label", "caption": "label"})
 
 
 def webdataset(folder):
@@ -111,7 +95,7 @@ def class_folder(folder):
 
 
 WRITERS = {
-    "array_record": array_record, "tfds": tfds_set, "webdataset": webdataset, "parquet": parquet, "json": json_lines,
+    "array_record": array_record, "tfds": tensorflow_set, "webdataset": webdataset, "parquet": parquet, "json": json_lines,
     "captioned_folder": captioned_folder, "class_folder": class_folder,
 }  # fmt: skip
 

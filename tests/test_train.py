@@ -1,6 +1,7 @@
 """Real processes: kill and resume, other numbers of devices, and what users are told."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import train
+from janus_jax import checkpoint, train
 from janus_jax.data import shapes
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
@@ -220,6 +221,22 @@ def test_what_a_later_stage_lacks_is_told_at_the_start(config, tmp_path):
     with pytest.raises(UserError, match="no data lie at .*/nowhere"):
         train.train(config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_mixture_that_changes_on_the_way_is_told_and_kept(config, tmp_path, caplog):
+    """In the middle of a block; the last checkpoint knows both mixtures and where the second began."""
+    config.stages, config.init_fresh = {"stage_2": config.stages.stage_2}, (".*",)
+    config.stages.stage_2.steps = 3
+    train.train(config, tmp_path)
+    config.stages.stage_2.update(steps=12, mixture=(1, 0, 1))
+    caplog.set_level(logging.INFO, logger="absl")
+    train.train(config, tmp_path)
+    assert "The mixture changes at step 3 of the stage, from [2, 3, 5] to [1, 0, 1]" in caplog.text
+    mixtures = checkpoint.newest(tmp_path).about["mixtures"]
+    assert [(m["from_step"], m["mixture"]) for m in mixtures] == [(0, [2, 3, 5]), (3, [1, 0, 1])]
+    ratios = np.array([r["ratio"] for r in lines(tmp_path)])
+    assert ratios[:3, 1].min() > 0.2
+    np.testing.assert_allclose(ratios[9:].mean(axis=0), [0.5, 0, 0.5], atol=0.1)
 
 
 def test_a_large_model_says_what_is_missing(tmp_path):

@@ -71,5 +71,5 @@ class BadRecords:
         self._told.add((source, index, reason))
         where = self._sources[source].locate(index)
         line = {"source": source, "record": index, "where": where, "epoch": epoch, "reason": reason}
-        with open(self._file, "a") as file:
+        with open(self._file, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths may be no text
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,7 +1,6 @@
 """Encoded pictures to uint8 pixels, as the released processor does it: PIL, bicubic, sizes truncated by int()."""
 
 import io
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ class Picture(NamedTuple):
       alpha: 'drop', or the colour that shines through where it is transparent ('white', '#808080').
       crop: where along its long side a square to draw is cut, from 0 to 1; None is the middle.
       latents: float32[c, h, w] of that square from a cache, or None.
+      opened: the picture, its header read and its pixels not yet, or None; it can be decoded once.
     """
 
     encoded: bytes
@@ -38,6 +38,7 @@ class Picture(NamedTuple):
     alpha: str = "drop"
     crop: float | None = None
     latents: np.ndarray | None = None
+    opened: Image.Image | None = None
 
 
 def as_picture(encoded):
@@ -67,9 +68,7 @@ def open_image(encoded):
     if isinstance(encoded, bytes) and encoded.lstrip()[:1] == b"<":
         raise BadRecord("HTML instead of a picture")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRecord("undecodable picture") from None
     if image.width * image.height > MAX_PIXELS:
@@ -77,9 +76,18 @@ def open_image(encoded):
     return image
 
 
-def check_drawable(encoded):
+def opened(encoded):
+    """Bytes or Picture -> Picture whose header was read, so that most broken ones are found before they are decoded.
+
+    Raises:
+      BadRecord: as `open_image`.
+    """
+    picture = as_picture(encoded)
+    return picture._replace(opened=open_image(picture))
+
+
+def check_drawable(image):
     """Raises BadRecord for a picture that nothing could learn to draw: the middle of a ribbon."""
-    image = open_image(encoded)
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise BadRecord("picture too long and thin")
 
@@ -88,13 +96,14 @@ def decode(encoded):
     """Bytes or Picture -> RGB picture; alpha is dropped and grey replicated, as `convert('RGB')` does."""
     options = as_picture(encoded)
     try:
-        image = open_image(options)
+        image = options.opened or open_image(options)
         if options.exif == "apply":
             image = ImageOps.exif_transpose(image)
         if options.alpha != "drop" and image.has_transparency_data:
             over = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", over.size, options.alpha), over)
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except BadRecord:
         raise
     except Exception:  # every decoder has errors of its own
@@ -104,10 +113,11 @@ def decode(encoded):
 def for_understanding(image, *, size):
     """Long side to `size`, centred on a grey square: RGB picture -> uint8[size, size, 3]."""
     longest = max(image.size)
-    width, height = (max(int(side / longest * size), MIN_SIDE) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = _resize(image, *(max(int(side / longest * size), MIN_SIDE) for side in image.size))
+    if resized.size == (size, size):
+        return np.asarray(resized)
     square = Image.new("RGB", (size, size), (PAD, PAD, PAD))
-    square.paste(resized, ((size - width) // 2, (size - height) // 2))
+    square.paste(resized, tuple((size - side) // 2 for side in resized.size))
     return np.asarray(square)
 
 
@@ -117,8 +127,14 @@ def for_generation(image, *, size, crop=None):
     `crop` says where along the long side, from 0 to 1; None is the middle.
     """
     shortest = min(image.size)
-    width, height = (max(round(side / shortest * size), size) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = _resize(image, *(max(round(side / shortest * size), size) for side in image.size))
+    if resized.size == (size, size):
+        return np.asarray(resized)
     place = lambda spare: spare // 2 if crop is None else min(int(crop * (spare + 1)), spare)
-    left, top = place(width - size), place(height - size)
+    left, top = (place(side - size) for side in resized.size)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _resize(image, width, height):
+    """By PIL's bicubic filter; a picture of that size is not copied."""
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)

@@ -191,13 +191,12 @@ def statistics(batch):
     segments = batch.segment_ids.reshape(-1, batch.segment_ids.shape[-1])
     row_tokens = batch.tokens.shape[1] * batch.tokens.shape[2]
     used = lambda start: int((start < row_tokens).sum())
-    examples = np.zeros(len(TASKS), int)
-    attended = 0
-    for row, tasks in zip(segments, batch.task_ids.reshape(segments.shape), strict=True):
-        names, first, sizes = np.unique(row, return_index=True, return_counts=True)
-        real = names > 0
-        attended += int((sizes[real] * (sizes[real] + 1) // 2).sum())
-        examples += np.bincount(tasks[first[real]], minlength=len(TASKS))
+    most = int(segments.max()) + 1  # segments of a row, its padding included
+    name = segments + most * np.arange(len(segments))[:, None]  # of a segment, among all rows
+    sizes = np.bincount(name.ravel(), minlength=most * len(segments)).reshape(-1, most)[:, 1:]
+    task = np.zeros(most * len(segments), int)
+    task[name.ravel()] = batch.task_ids.ravel()
+    examples = np.bincount(task.reshape(-1, most)[:, 1:][sizes > 0], minlength=len(TASKS))
     und, gen = used(batch.und_start), used(batch.gen_start)
     slots = batch.und_start.size + batch.gen_start.size
     return {
@@ -205,7 +204,7 @@ def statistics(batch):
         "token_fill": float((segments > 0).mean()),
         "slot_fill": (und + gen) / slots if slots else 1.0,
         "ratio": [round(float(n) / max(examples.sum(), 1), 4) for n in examples],
-        "attended": attended,
+        "attended": int((sizes * (sizes + 1) // 2).sum()),
         "text_targets": int(batch.text_weights.sum()),
         "und_pictures": und,
         "gen_pictures": gen,

@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import chat
-from janus_jax.data.image_ops import BadRecord, Picture, TooLong, as_picture, check_drawable, open_image
+from janus_jax.data.image_ops import BadRecord, Picture, TooLong, check_drawable, opened
 from janus_jax.errors import UserError
 
 PIXELS = ("pixels",)
@@ -161,8 +161,8 @@ class ExampleMaker:
         """The picture to draw: its cached codes, or the encoded picture with its crop and its cached latents."""
         if record.get("codes") is not None:
             return _array(record["codes"], np.int32)
-        picture = as_picture(_field(record, "image"))
-        check_drawable(picture)
+        picture = opened(_field(record, "image"))
+        check_drawable(picture.opened)
         if record.get("latents") is not None:  # which belong to a crop that was made before
             return picture._replace(latents=_array(record["latents"], np.float32))
         return picture._replace(crop=rng.random()) if self.crop == "random" else picture
@@ -201,7 +201,7 @@ class ExampleMaker:
             tokens=tokens,
             text_weights=np.append(target[1:], False).astype(np.float32),
             task=-1,
-            und_images=tuple(_checked(i) for i in images),
+            und_images=tuple(opened(i) for i in images),
             und_starts=tuple(starts),
         )
 
@@ -242,6 +242,10 @@ def _text(record, name, rng=None):
             raise BadRecord("text is not UTF-8") from None
     if not isinstance(value, str) or not value.strip():
         raise BadRecord(f"empty {name!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, as a cut JSON escape leaves behind
+        raise BadRecord("text is not UTF-8") from None
     if name != "text" and len(value) > MAX_CAPTION:
         raise BadRecord(f"absurdly long {name!r}")
     return value
@@ -252,9 +256,3 @@ def _array(value, dtype):
     if isinstance(value, dict):
         value = np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
     return np.asarray(value, dtype)
-
-
-def _checked(image):
-    """Looks at the header, so that most broken pictures are found before the mixture counts them."""
-    open_image(image)
-    return image

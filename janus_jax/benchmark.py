@@ -4,12 +4,14 @@
     python -m janus_jax.benchmark data --codes                                     # pictures to draw come as cached codes
     python -m janus_jax.benchmark data --config=configs/mine.py:2 --json           # a stage's own data
     python -m janus_jax.benchmark data --dims=small.json --mixture=2:3:5 --rows=8  # the lengths of a shape file
+    python -m janus_jax.benchmark fill                                             # every ratio of the papers, R = 8 to 1
 
 data       the way from records to packed batches on this host: records, tokens and pictures a second, how full rows and
            picture slots are, the bound that no packer passes, the share of executed FLOPs that is useful, decoding
            beside a bare loop of PIL over the same pictures and threads, and how many cores one accelerator needs
+fill       how full packed rows and picture slots get, and which slots to give, without any data
 
-Every figure is the median of --repeats after a warm-up. With --json the last line is one JSON object.
+Every time is the median of --repeats after a warm-up. With --json the last line is one JSON object.
 """
 
 import importlib
@@ -47,12 +49,16 @@ REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3
 JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object.")
 
 
+PAPERS = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "21:9:70")  # all stages of all recipes
+
+
 def main(command):
     """Runs one benchmark and prints it."""
-    figures = {"data": data}[command]()
-    table = rich.table.Table("what", "value")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    figures = {"data": data, "fill": fills}[command]()
+    lines = figures["table"] if command == "fill" else [{"what": k, "value": v} for k, v in figures.items()]
+    table = rich.table.Table(*lines[0])
+    for line in lines:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.values()))
     rich.print(table)
     if JSON.value:
         print(json.dumps(figures), flush=True)
@@ -97,21 +103,42 @@ def data():
     return figures | {"mixture": list(s["mixture"]), "rows": s["rows"], "length": s["length"], "mfu": None, "device": "cpu"}
 
 
-def _of_dims():
-    """Config, stage, pipeline and length table of a shape file."""
+def fills():
+    """How full rows get at the ratios of the papers, or at the flags' own: a dict with a list of figures."""
+    if DIMS.value:
+        config, lengths, _ = _read_dims()
+    else:
+        config, lengths = importlib.import_module("configs.pro_1b").get_config("2").to_dict(), synthetic.realistic()
+    s, table = config["stages"]["stage_2"], []
+    for mixture in (MIXTURE.value,) if MIXTURE.value else PAPERS:
+        for rows in (ROWS.value,) if ROWS.value else (8, 4, 2, 1):
+            _mix(s, lengths, mixture=mixture, rows=rows)
+            found = _fill(config, "stage_2", lengths)
+            found.pop("groups")
+            table.append({"mixture": mixture, **{k: s[k] for k in ("rows", "und_slots", "gen_slots")}, **found})
+    return {"name": "fill", "length": s["length"], "table": table}
+
+
+def _read_dims():
+    """Config, length table and picture tokens of a shape file."""
     try:
         dims = json.loads(Path(DIMS.value).read_text())
         config = importlib.import_module("configs.dims").get_config(DIMS.value).to_dict()
-        lengths = synthetic.table(dims)
+        return config, synthetic.table(dims), dims["image"]["tokens"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--dims={DIMS.value} is no shape file: {error}.") from None
-    return config, "stage_2", *_of_lengths(config, lengths, dims["image"]["tokens"])
+
+
+def _of_dims():
+    """Config, stage, pipeline and length table of a shape file."""
+    config, lengths, picture_tokens = _read_dims()
+    return config, "stage_2", *_of_lengths(config, lengths, picture_tokens)
 
 
 def _of_lengths(config, lengths, picture_tokens):
     """A pipeline of made-up examples of these lengths."""
     s, model = config["stages"]["stage_2"], config["model"]
-    _mix(s, lengths)
+    _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or 8)
     tokenizer = model["generation"]["tokenizer"]
     rng = np.random.default_rng(0)
     size = model["generation"]["image_size"]
@@ -132,17 +159,17 @@ def _of_lengths(config, lengths, picture_tokens):
     return pipeline, lengths
 
 
-def _mix(s, lengths):
-    """Gives a stage the mixture and the rows of the flags, and the picture slots that follow from them."""
-    if MIXTURE.value:
+def _mix(s, lengths, *, mixture, rows):
+    """Gives a stage a mixture like '2:3:5' (None keeps its own), its rows, and the picture slots that follow from them."""
+    if mixture:
         try:
-            s["mixture"] = tuple(float(share) for share in MIXTURE.value.split(":"))
+            s["mixture"] = tuple(float(share) for share in mixture.split(":"))
         except ValueError:
-            raise UserError(f"--mixture={MIXTURE.value} is no ratio like 2:3:5.") from None
+            raise UserError(f"--mixture={mixture} is no ratio like 2:3:5.") from None
         if len(s["mixture"]) != len(TASKS):
-            raise UserError(f"--mixture={MIXTURE.value} is no ratio like 2:3:5.")
-    s["rows"] = ROWS.value or 8
-    s["und_slots"], s["gen_slots"], _ = fill.budgets(lengths, s["mixture"], rows=s["rows"], length=s["length"])
+            raise UserError(f"--mixture={mixture} is no ratio like 2:3:5.")
+    s["rows"] = rows
+    s["und_slots"], s["gen_slots"], _ = fill.budgets(lengths, s["mixture"], rows=rows, length=s["length"])
 
 
 def _of_config(folder):
@@ -155,7 +182,7 @@ def _of_config(folder):
     else:
         config, stage = importlib.import_module("configs.pro_1b").get_config("2").to_dict(), "stage_2"
         s, lengths = config["stages"][stage], synthetic.realistic()
-        _mix(s, lengths)
+        _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or 8)
         _made_up(config, s, folder)
     shards = config["data"]["shards"]
     s["batch"], config["data"]["workers"] = shards * s["rows"], CORES.value
@@ -248,4 +275,4 @@ def _fill(config, stage, lengths):
 
 
 if __name__ == "__main__":
-    cli.run_commands(main, commands=("data",), usage=__doc__)
+    cli.run_commands(main, commands=("data", "fill"), usage=__doc__)

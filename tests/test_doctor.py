@@ -90,5 +90,11 @@ def test_the_benchmark_of_a_shape_file_ends_with_its_figures(tmp_path):
     keys = "name seconds_median min max n tokens_real tokens_padded tokens_per_second images_per_second token_fill slot_fill"
     assert figures.keys() >= set(keys.split()) | {"mfu", "device", "token_bound", "useful_share_of_flops"}
     assert 0.9 < figures["token_fill"] <= figures["token_bound"] + 0.01 and figures["useful_share_of_flops"] < 1
+    fills = [*command[:3], "fill", *command[4:], "--mixture=1:1:2"]
+    done = subprocess.run(fills, cwd=ROOT, capture_output=True, text=True)
+    table = json.loads(done.stdout.splitlines()[-1])["table"]
+    assert [line["rows"] for line in table] == [8, 4, 2, 1]
+    same = ("token_fill", "token_bound", "slot_fill", "useful_share_of_flops")
+    assert [table[0][name] for name in same] == [figures[name] for name in same]
     done = subprocess.run([*command, "--mixture=1:2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "no ratio like 2:3:5" in done.stderr and "Traceback" not in done.stderr

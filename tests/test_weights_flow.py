@@ -110,8 +110,8 @@ def test_a_folder_goes_in_and_out_without_a_changed_bit(folders, tmp_path, dtype
 
 
 @needs_fixtures
-def test_training_goes_on_from_both(folders, tmp_path):
-    """Several folders fill one model: what the release lacks comes from the other, alignment alone starts fresh."""
+def test_two_folders_fill_one_model(folders, tmp_path):
+    """What the release lacks comes from the other folder; alignment alone is left to start fresh."""
     flow, vae = folders
     command("import", layout="deepseek", src=flow, out=tmp_path / "flow")
     command("import", layout="diffusers_vae", src=vae, into="generation/tokenizer", out=tmp_path / "vae")

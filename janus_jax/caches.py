@@ -11,7 +11,7 @@ import rich.progress
 
 from janus_jax import assembly, checkpoint, digest, sharding, stages
 from janus_jax.data import image_ops, shapes
-from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.bad_records import BadRecords, malformed_is_bad
 from janus_jax.data.files import write_json
 from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.sources import Source
@@ -58,8 +58,8 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
 
     source = Source(source_name, **config["data"]["sources"][source_name])
     about = {
-        "field": field, "source": source_name, "path": str(source.path), "records": len(source), "size": size, "crop": crop,
-        "seed": seed, "precision": "float32", "fingerprint": digest.fingerprint(params),
+        "field": field, "source": source_name, **_described(config, source), "size": size, "crop": crop, "seed": seed,
+        "precision": "float32", "fingerprint": digest.fingerprint(params),
     }  # fmt: skip
     _check_folder(out, about)
     bad = BadRecords(1.0, sources={source_name: source}, report=out / "bad_records.jsonl")
@@ -89,7 +89,7 @@ def copy(out, *, source_name, config):
       where from, how many records, how many left out.
     """
     out, source = Path(out), assembly.open_sources(config, [source_name])[source_name]
-    about = {"source": source_name, "path": str(source.path), "records": len(source)}
+    about = {"source": source_name, **_described(config, source)}
     _check_folder(out, about)
     bad = BadRecords(1.0, sources={source_name: source}, report=out / "bad_records.jsonl")
     files = range(0, len(source), PER_FILE)
@@ -102,14 +102,21 @@ def copy(out, *, source_name, config):
     return about | {"records left out": bad.reasons.total()}
 
 
+def _described(config, source):
+    """What a copy depends on: the source's own config, its records, and the files that they come to."""
+    own = source.pictures | {k: v for k, v in config["data"]["sources"][source.name].items() if v is not None}
+    return {**json.loads(json.dumps(own)), "records": len(source), "files": -(-len(source) // PER_FILE)}
+
+
 def _readable(source, indices, bad):
     for index in indices:
         try:
-            record = source[index]
+            with malformed_is_bad():
+                record = source[index]
+                pictures = {k: _encoded(record[k]) for k in ("image", "images") if record.get(k) is not None}
         except BadRecord as error:
             bad.bad(f"{source.name}/0/{index}", error)
             continue
-        pictures = {k: _encoded(record[k]) for k in ("image", "images") if record.get(k) is not None}
         yield record | pictures
 
 
@@ -139,6 +146,7 @@ def check(sources, params, config, stage):
         "fingerprint": digest.fingerprint(mine),
     }
     for name, source in caches.items():
+        now |= source.pictures
         other = [what for what in now if source.cache.get(what) != now[what]]
         if stage == stages.TOKENIZER or other:
             why = (
@@ -166,12 +174,13 @@ def _check_folder(out, about):
 def _cropped(source, index, *, size, crop):
     """A record without its picture, and its square as pixels; or the BadRecord that it is."""
     try:
-        record = source[index]
-        if record.get("image") is None:
-            raise BadRecord("no field 'image'")
-        picture = image_ops.opened(record["image"])
-        image_ops.check_drawable(picture.opened)
-        pixels = image_ops.for_generation(image_ops.decode(picture), size=size, crop=crop)
+        with malformed_is_bad():
+            record = source[index]
+            if record.get("image") is None:
+                raise BadRecord("no field 'image'")
+            picture = image_ops.opened(record["image"])
+            image_ops.check_drawable(picture.opened)
+            pixels = image_ops.for_generation(image_ops.decode(picture), size=size, crop=crop)
     except BadRecord as error:
         return index, error, None
     return index, {k: v for k, v in record.items() if k != "image"}, pixels

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 @jax.jit
 def _sums(array):
-    """Two sums over an array's bits, mod 2^32: uint32[2]."""
+    """Two sums over an array's bits, mod 2^32: uint32[2]. In the array's own shape, so that only they are exchanged."""
     if jnp.issubdtype(array.dtype, jnp.floating):
         array = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
-    bits = array.astype(jnp.uint32).reshape(-1)
-    place = jax.lax.iota(jnp.uint32, bits.size)
+    bits, place, stride = array.astype(jnp.uint32), jnp.zeros(array.shape, jnp.uint32), 1
+    for axis in reversed(range(array.ndim)):
+        place += jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        stride *= array.shape[axis]
     return jnp.stack([(bits * (2 * place + 1)).sum(dtype=jnp.uint32), ((bits ^ place) * bits).sum(dtype=jnp.uint32)])
 
 

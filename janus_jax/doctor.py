@@ -3,6 +3,7 @@
 import collections
 import functools
 import hashlib
+import itertools
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from janus_jax import assembly, stages
 from janus_jax.batch import TASKS
 from janus_jax.data import fill, image_ops
-from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.bad_records import BadRecords, malformed_is_bad
 from janus_jax.data.files import write_json
 from janus_jax.data.image_ops import BadRecord
+from janus_jax.errors import UserError
 
 SEEN, GROUPS = 400, 300  # letters of a record that its script is told by; groups that a stage's packing is tried on
+AT_ONCE = 4096  # records under way
 
 
 class Use(NamedTuple):
@@ -38,7 +41,7 @@ class Finding(NamedTuple):
       lengths: {(stage, task): (tokens, pictures)}.
       sizes: (width, height) of its pictures.
       script: that most of its letters belong to.
-      digest: of its pictures and text, equal for duplicates.
+      digest: of its pictures, and of its text where that is learnt; equal for duplicates.
     """
 
     error: str | None
@@ -67,7 +70,7 @@ def check(config, out=None):
         Path(out).mkdir(parents=True, exist_ok=True)
         report.unlink(missing_ok=True)
     bad = BadRecords(1.0, sources=sources, report=report)
-    found = {name: _walk(sources[name], _uses(config, chosen, makers, name), bad) for name in names}
+    found = {name: _walk(sources[name], _uses(config, chosen, makers, name), bad, config) for name in names}
     by_source = {name: _sum_up(sources[name], findings) for name, findings in found.items()}
     by_stage = {stage: _try_stage(config, stage, found, by_source) for stage in chosen}
     if out is not None:
@@ -84,45 +87,57 @@ def _uses(config, chosen, makers, name):
     return [Use(stage, task, makers[stage]) for stage in chosen for i, task in enumerate(TASKS) if mixed(stage, i)]
 
 
-def _walk(source, uses, bad):
+def _walk(source, uses, bad, config):
     """Findings of the usable records; the others go into the report."""
-    findings = []
-    with ThreadPoolExecutor() as pool:
-        read = pool.map(lambda index: _look(source, index, uses), range(len(source)))
-        for index, finding in enumerate(rich.progress.track(read, total=len(source), description=source.name)):
-            if finding.error:
-                bad.bad(f"{source.name}/0/{index}", BadRecord(finding.error))
-            else:
-                findings.append(finding)
+    findings, slots = [], {stage: (s["und_slots"], s["gen_slots"]) for stage, s in config["stages"].items()}
+    with ThreadPoolExecutor() as pool, rich.progress.Progress() as bar:
+        task = bar.add_task(source.name, total=len(source))
+        for start in range(0, len(source), AT_ONCE):
+            indices = range(start, min(start + AT_ONCE, len(source)))
+            for index, finding in zip(indices, pool.map(lambda i: _look(source, i, uses, slots), indices), strict=True):
+                if finding.error:
+                    bad.bad(f"{source.name}/0/{index}", BadRecord(finding.error))
+                else:
+                    findings.append(finding)
+                bar.advance(task)
+    if uses and not findings:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in bad.reasons.most_common(3))
+        raise UserError(f"Source {source.name!r} has no record that {uses[0].stage} can use for {uses[0].task}: {reasons}.")
     return findings
 
 
-def _look(source, index, uses):
-    lengths, sizes, digest, script = {}, [], hashlib.blake2b(digest_size=12), ""
+def _look(source, index, uses, slots):
+    lengths, sizes, digest, seen = {}, [], hashlib.blake2b(digest_size=12), set()
     try:
-        record = source[index]
-        for use in uses:
-            rng = np.random.default_rng((0, index))
-            example = use.make(record, task=use.task, rng=rng, record_id=f"{source.name}/0/{index}")
-            pictures = [p for p in (*example.und_images, *example.gen_images) if not isinstance(p, np.ndarray)]
-            lengths[use.stage, use.task] = (len(example.tokens), len(example.und_images) + len(example.gen_images))
-        for picture in pictures if uses else ():
-            sizes.append(image_ops.decode(picture).size)
-            digest.update(image_ops.as_picture(picture).encoded)
-        words = _words(record)
-        digest.update(words.encode())
-        script = _script(words)
+        with malformed_is_bad():
+            record = source[index]
+            script = _script(_words(record))
+            for use in uses:
+                rng = np.random.default_rng((0, index))
+                example = use.make(record, task=use.task, rng=rng, record_id=f"{source.name}/0/{index}")
+                pictures = (example.und_images, example.gen_images)
+                if any(len(held) > most for held, most in zip(pictures, slots[use.stage], strict=True)):
+                    raise BadRecord("more pictures than slots")
+                lengths[use.stage, use.task] = (len(example.tokens), sum(map(len, pictures)))
+                digest.update(b"" if use.task == "generation" else example.tokens.tobytes())  # prompts may be dropped
+                for picture in itertools.chain(*pictures):
+                    held = picture.tobytes() if isinstance(picture, np.ndarray) else picture.encoded
+                    if held not in seen:
+                        seen.add(held)
+                        digest.update(held)
+                        sizes += [] if isinstance(picture, np.ndarray) else [image_ops.decode(picture).size]
     except BadRecord as error:
         return Finding(str(error), {}, [], "", b"")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Finding(f"malformed record ({type(error).__name__} {error})", {}, [], "", b"")
     return Finding(None, lengths, sizes, script, digest.digest())
 
 
 def _words(value):
     """All text of a record in one string."""
-    if isinstance(value, bytes):
-        return value.decode() if len(value) < 2_000 and value.isascii() else ""
+    if isinstance(value, bytes):  # a text, where it is one
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return ""
     if isinstance(value, dict):
         return " ".join(_words(v) for k, v in value.items() if k not in ("image", "images", "codes", "latents"))
     if isinstance(value, (list, tuple)):

@@ -115,12 +115,12 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
     with jax.set_mesh(mesh):
         if resumed:
             state = _resume(resumed, config, stage, network, tx, mesh)
-            mixtures, changed = _mixtures(resumed, s)
+            mixtures, changed = _mixtures(resumed, s, pipeline.sources)
             pipeline.set_state(resumed.about["data"], new_mixture=changed)
             stage_start = resumed.about["stage_start"]
         else:
             state = _begin(start, config, stage, network, tx, mesh)
-            mixtures, stage_start = [{"from_step": 0, **_mixed(s)}], start.step if start else 0
+            mixtures, stage_start = [{"from_step": 0, **_mixed(s, pipeline.sources)}], start.step if start else 0
         caches.check(pipeline.sources, state.trainable | state.frozen, config, stage)
         log = Log(workdir, resumed_step=stage_start + int(state.step))
         logging.info("Stage %s: %s", stage, _describe(state, mesh, resumed, start))
@@ -332,7 +332,11 @@ def _absent_data(config, stage):
     """Paths of the stage's sources, and the text tokenizer's, where nothing lies."""
     used = assembly.source_names(config["stages"][stage])
     paths = [config["data"]["sources"][n]["path"] for n in used if n in config["data"]["sources"]]
-    return [path for path in [*paths, config["data"]["tokenizer"]] if not glob.glob(str(path))]
+    return [
+        path
+        for path in [*paths, config["data"]["tokenizer"]]
+        if not (Path(path).expanduser().exists() or glob.glob(os.path.expanduser(path), recursive=True))
+    ]
 
 
 def _order(stage):
@@ -346,17 +350,23 @@ def _order(stage):
 MIXED = ("mixture", "phases", "sources", "und_slots", "gen_slots")  # what may change while a stage is under way
 
 
-def _mixed(s):
-    return {name: cli.plain(s[name]) for name in MIXED}
+def _mixed(s, sources):
+    return {name: cli.plain(s[name]) for name in MIXED} | {
+        "records": {name: len(source) for name, source in sources.items()}
+    }
 
 
-def _mixtures(resumed, s):
+def _mixtures(resumed, s, sources):
     """The mixtures of a stage so far, each with the step it came at; and whether today's is another than the last."""
-    before, now = resumed.about["mixtures"], _mixed(s)
-    if {name: before[-1][name] for name in MIXED} == now:
+    before, now = resumed.about["mixtures"], _mixed(s, sources)
+    last = {name: before[-1].get(name) for name in now}
+    if last == now:
         return before, False
     step = resumed.step - resumed.about["stage_start"]
-    logging.info("The mixture changes at step %d of the stage, from %s to %s", step, before[-1]["mixture"], now["mixture"])
+    logging.info("The mixture changes at step %d of the stage, from %s to %s", step, last["mixture"], now["mixture"])
+    for name, count in now["records"].items():
+        if (earlier := (last["records"] or {}).get(name, count)) != count:
+            logging.warning("Source %r had %d records and has %d: it is shuffled anew from here", name, earlier, count)
     return [*before, {"from_step": step, **now}], True
 
 

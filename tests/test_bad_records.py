@@ -20,7 +20,7 @@ from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 from tests import tfds_set
 
-COUNT, STEP = 160, 20  # one record in twenty is broken, of a kind after the other
+COUNT, STEP = 160, 10  # one record in ten is broken, of a kind after the other
 
 
 def jpeg(i):
@@ -41,7 +41,7 @@ BROKEN = {  # what is wrong: the field, its value, and how the report puts it
     "empty picture": ("image", b"", "empty picture"),
     "html": ("image", b"<html>404</html>", "HTML instead of a picture"),
     "bomb": ("image", bomb(), "undecodable picture|picture too large"),
-    "wrong field": (None, None, "no field 'prompt'"),
+    "wrong field": (None, None, "no field 'prompt' beside "),
     "empty caption": ("prompt", b"  ", "empty 'prompt'"),
     "endless caption": ("prompt", b"word " * 20_000, "absurdly long 'prompt'"),
     "not utf-8": ("prompt", b"caf\xe9 \xff", "text is not UTF-8"),
@@ -51,7 +51,7 @@ KINDS = list(BROKEN)
 
 def record(i, *, lacks=()):
     """A record, and what is wrong with it."""
-    good, kind = {"image": jpeg(i), "prompt": f"a thing called {i}".encode()}, KINDS[i // STEP]
+    good, kind = {"image": jpeg(i), "prompt": f"a thing called {i}".encode()}, KINDS[i // STEP % len(KINDS)]
     if i % STEP or kind in lacks:
         return good, None
     field, value, _ = BROKEN[kind]
@@ -161,7 +161,7 @@ def test_each_is_listed_and_no_good_record_is_lost(config, tmp_path, kind):
     assert lines.keys() == {i for i, wrong in enumerate(faults) if wrong}
     for i, line in lines.items():
         expected = OTHERWISE.get((kind, faults[i]), BROKEN[faults[i]][2])
-        assert line["reason"] in expected.split("|") and line["source"] == "things", line
+        assert line["reason"].startswith(tuple(expected.split("|"))) and line["source"] == "things", line
         assert line["where"].startswith(("record", "train, record")) or str(folder) in line["where"]
 
 

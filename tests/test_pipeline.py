@@ -152,7 +152,7 @@ def test_broken_pictures_are_skipped_counted_and_stop_the_run(config, tmp_path):
     ("record", "reason"),
     [
         ({"conversation": [{"from": "human", "value": "hi"}]}, "malformed record .KeyError 'content'"),
-        ({"text": 3}, "empty 'text'"),
+        ({"text": 3}, "'text' is no text"),
         ({"conversation": []}, "empty conversation"),
     ],
 )

@@ -1,14 +1,29 @@
 """What becomes of records that cannot be used: counted, told of, written down, and too many of them stop the run."""
 
 import collections
+import contextlib
 import json
 import threading
 from pathlib import Path
 
 from absl import logging
 
-from janus_jax.data.image_ops import TooLong
+from janus_jax.data.image_ops import BadRecord, TooLong
 from janus_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def malformed_is_bad():
+    """Turns what reading or laying out a record of another form raises into BadRecord; so does a file that is gone."""
+    try:
+        yield
+    except OSError as error:
+        raise BadRecord(f"unreadable file ({error.strerror or error})") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise BadRecord(f"malformed record ({type(error).__name__} {error})") from None
+
+
+FEWEST = 1_000  # records that the limit is a share of, where fewer were seen: two bad ones among a hundred say little
 
 
 class BadRecords:
@@ -27,8 +42,9 @@ class BadRecords:
         self._sources, self._lock, self._file, self._told = sources, threading.Lock(), None, set()
         if report is not None:
             if Path(report).exists():
-                lines = [json.loads(line) for line in Path(report).read_text().splitlines() if line.endswith("}")]
-                self._told = {(line["source"], line["record"], line["reason"]) for line in lines}
+                whole = [line for line in Path(report).read_text("utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+                Path(report).write_text("".join(whole), "utf-8")  # without one that a kill cut short
+                self._told = {(line["source"], line["record"], line["reason"]) for line in map(json.loads, whole)}
             self._file = report
 
     def good(self):
@@ -44,8 +60,8 @@ class BadRecords:
           error: BadRecord.
 
         Raises:
-          UserError: when their share passes the limit (counted over at least a hundred records). Examples that are
-            left out because they are too long, as config.data.overlong='skip' asks, do not count towards it.
+          UserError: when their share passes the limit, counted over at least FEWEST records. Examples that are left
+            out because they are too long, as config.data.overlong='skip' asks, do not count towards it.
         """
         source, epoch, index = record_id.rsplit("/", 2)
         reason = f"{source}: {error}"
@@ -58,7 +74,7 @@ class BadRecords:
         if 10 ** (len(str(alike)) - 1) == alike:
             where = self._sources[source].locate(int(index))
             logging.warning("Left out %d record%s of %s (lately %s, %s)", alike, "s" * (alike > 1), reason, record_id, where)
-        if count > self.limit * max(self.seen, 100):
+        if count > self.limit * max(self.seen, FEWEST):
             told = f" They are listed in {str(self._file)!r}." if self._file else ""
             raise UserError(
                 f"{count} of {self.seen} records are unusable, more than config.data.bad_record_limit="

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,23 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 
 def files_at(path, *endings):
-    """Files of a pattern, or those of a folder and its folders that end in one of `endings`; sorted.
+    """Files of a pattern, or of a folder and its folders, also linked ones, that end in one of `endings`; sorted.
+
+    A pattern whose files all end otherwise gives them all.
 
     Raises:
       UserError: where there are none.
     """
-    if Path(path).is_dir():
-        found = [str(p) for p in Path(path).rglob("*") if p.name.lower().endswith(endings) and p.is_file()]
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+        found = [file for file in found if file.lower().endswith(endings)]
     else:
-        found = [p for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+        found = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+        found = [file for file in found if file.lower().endswith(endings)] or found
     if not found:
-        raise UserError(f"No file ({' or '.join(endings)}) lies at {str(path)!r}.")
+        hint = " Mount a bucket as a folder first." if "://" in path else " Braces are not expanded." if "{" in path else ""
+        raise UserError(f"No file ({' or '.join(endings)}) lies at {path!r}.{hint}")
     return sorted(found)
 
 

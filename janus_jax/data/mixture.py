@@ -84,6 +84,8 @@ def whole(ratio):
     parts = [Fraction(str(r)).limit_denominator(1000) for r in ratio]
     if not parts or min(parts) < 0 or not sum(parts):
         raise UserError(f"A mixture needs shares >= 0 with a positive sum, not {tuple(ratio)}.")
+    if any(r > 0 and not p for r, p in zip(ratio, parts, strict=True)):
+        raise UserError(f"The shares {tuple(ratio)} hold one that would never be drawn; raise it to 0.001, or leave it out.")
     scale = math.lcm(*(p.denominator for p in parts))
     numbers = [int(p * scale) for p in parts]
     divisor = math.gcd(*numbers)

@@ -12,12 +12,16 @@ import grain
 import numpy as np
 
 from janus_jax.batch import TASKS
+from janus_jax.data.bad_records import malformed_is_bad
 from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.packing import pack_group
 from janus_jax.data.tasks import PIXELS, kept
+from janus_jax.errors import UserError
 
 IN_MEMORY = 1_000_000  # records of a source whose order is held; Grain shuffles larger ones by index, slow for small ones
+
+MOST_IN_A_ROW = 1_000  # unusable records of a source, and all that a shard has of it, after which it has nothing to give
 
 
 class Layout(NamedTuple):
@@ -79,10 +83,8 @@ class Stream:
         """The example at a position; raises BadRecord."""
         epoch, index = self.place(position)
         rng = np.random.default_rng((*self._words, epoch, index))
-        try:
+        with malformed_is_bad():
             return self._make(self.source[index], task=task, rng=rng, record_id=self.record_id(position))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # fields that are not what they should be
-            raise BadRecord(f"malformed record ({type(error).__name__} {error})") from None
 
     def kept(self):
         """What this source's pictures to draw bring along, as `tasks.kept`; None where none of the first is usable."""
@@ -133,6 +135,7 @@ class Shard:
     def _draw(self, mixture):
         """Adds the next good example of the mixture's choice to the window."""
         task, source = mixture.pick(self._drawn, tokens=self._tokens)
+        stream, first = self._streams[source], self.next[source]
         while True:
             place = self.next[source]
             self.next[source] += 1
@@ -140,7 +143,11 @@ class Shard:
                 example = self._read(source, place, task)
                 break
             except BadRecord as error:
-                self._bad.bad(self._streams[source].record_id(self._position(place)), error)
+                self._bad.bad(stream.record_id(self._position(place)), error)
+                if place - first >= max(MOST_IN_A_ROW, len(stream.source) // self._layout.shards):
+                    raise UserError(
+                        f"Source {source!r} gave no example of {task} in {place - first} records; the last one: {error}."
+                    ) from None
         self._bad.good()
         self._drawn += 1
         examples, tokens = self._tokens[task]

@@ -105,7 +105,8 @@ class ExampleMaker:
     def _understanding(self, record, rng):
         images = record["images"] if record.get("images") is not None else [_field(record, "image")]
         if record.get("text") is not None or record.get("texts") is not None:
-            text = chat.join(record["texts"], images) if record.get("text") is None else _text(record, "text")
+            texts = [t if t is None else _decoded(t, "texts") for t in record.get("texts") or ()]
+            text = chat.join(texts, images) if record.get("text") is None else _text(record, "text")
             return self._lay_out(chat.document(text), [image for image in images if image is not None])
         if record.get("conversation") is not None:
             turns = _turns(record)
@@ -135,7 +136,8 @@ class ExampleMaker:
         prompt = _text(record, "prompt", rng)
         if short:
             sentence = FIRST_SENTENCE.match(prompt)
-            prompt = record.get("prompt_short") or (sentence[0] if sentence else prompt)
+            given = record.get("prompt_short") is not None
+            prompt = _text(record, "prompt_short", rng) if given else sentence[0] if sentence else prompt
         pieces = chat.drawing_prompt(prompt, roles=self.roles if self.template == "chat" else None)
         ids = self.tokenizer.ids("".join(p.text for p in pieces))
         room = self.max_length - self.gen_tokens - 1 - len(self.opening)
@@ -222,12 +224,12 @@ def _turn(role, content):
 def _turns(record):
     if not record["conversation"]:
         raise BadRecord("empty conversation")
-    return record["conversation"]
+    return [_turn(*(_decoded(turn[k], k) for k in ("role", "content"))) for turn in record["conversation"]]
 
 
 def _field(record, name):
     if record.get(name) is None:
-        raise BadRecord(f"no field {name!r}")
+        raise BadRecord(f"no field {name!r} beside {sorted(k for k, v in record.items() if v is not None)}")
     return record[name]
 
 
@@ -235,19 +237,26 @@ def _text(record, name, rng=None):
     value = _field(record, name)
     if isinstance(value, list) and value and rng is not None:
         value = value[int(rng.integers(len(value)))]
-    if isinstance(value, bytes):  # TFDS hands strings over as bytes
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            raise BadRecord("text is not UTF-8") from None
-    if not isinstance(value, str) or not value.strip():
+    value = _decoded(value, name)
+    if not value.strip():
         raise BadRecord(f"empty {name!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates, as a cut JSON escape leaves behind
-        raise BadRecord("text is not UTF-8") from None
-    if name != "text" and len(value) > MAX_CAPTION:
+    if name == "text":
+        return value
+    if len(value) > MAX_CAPTION:
         raise BadRecord(f"absurdly long {name!r}")
+    return value.strip()  # a file's last newline is no part of what is drawn or said
+
+
+def _decoded(value, name):
+    """A text as it may come, str or bytes (TFDS, files) -> str."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8-sig")
+        if not isinstance(value, str):
+            raise BadRecord(f"{name!r} is no text")
+        value.encode()  # half of a pair of surrogates, as a cut JSON escape leaves behind, is no text either
+    except UnicodeError:
+        raise BadRecord("text is not UTF-8") from None
     return value
 
 

@@ -38,8 +38,8 @@ class Source:
         Args:
           name: its name in config, for reports.
           kind: a key of KINDS.
-          path: file pattern or folder. A folder that `prepare codes` or `prepare latents` made is read as such,
-            whatever the kind and the fields of the source it was made of.
+          path: file pattern or folder. A folder that `prepare` filled from a source is read as such, whatever
+            the kind and the fields of that source.
           fields: {our name: name in the record, 'outer.inner' inside a nested one, or '=text' for a constant}; None
             keeps the record's own names.
           exif, alpha: what is done to pictures beyond the released processor, see `image_ops.Picture`.
@@ -48,12 +48,12 @@ class Source:
         Raises:
           UserError: for an unknown kind, and for missing or empty data, with the source's name and the way out.
         """
-        self.cache = _about_cache(path)
-        if self.cache:
-            kind, fields, options = "array_record", None, {}
         if kind not in KINDS:
             raise UserError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
         try:
+            about = _about(path)
+            if about:
+                kind, fields, options = "array_record", None, {}
             self._records = KINDS[kind](path, **options)
         except (UserError, TypeError) as error:  # TypeError: an option that the kind does not have
             raise UserError(
@@ -66,8 +66,8 @@ class Source:
             check_options(exif=exif, alpha=alpha)
         except ValueError as error:
             raise UserError(f"Source {name!r}: {error}") from None
-        self.name, self.path, self.fields = name, path, fields
-        self._picture = {} if (exif, alpha) == ("ignore", "drop") else dict(exif=exif, alpha=alpha)
+        self.name, self.path, self.fields, self.pictures = name, path, fields, dict(exif=exif, alpha=alpha)
+        self.cache = about if "fingerprint" in about else {}
 
     def __len__(self):
         return len(self._records)
@@ -77,24 +77,29 @@ class Source:
         record = self._records[index]
         if self.fields is not None:
             record = {ours: _pick(record, theirs) for ours, theirs in self.fields.items()}
-        return self._with_options(record) if self._picture else record
+        return record if self.pictures == dict(exif="ignore", alpha="drop") else self._with_options(record)
 
     def locate(self, index):
         """Where a record lies, in words."""
         return self._records.locate(index)
 
     def _with_options(self, record):
-        wrap = lambda encoded: encoded if encoded is None else Picture(encoded, **self._picture)
+        wrap = lambda encoded: encoded if encoded is None else Picture(encoded, **self.pictures)
         changed = {"image": wrap(record["image"])} if "image" in record else {}
         changed |= {"images": [wrap(i) for i in record["images"]]} if record.get("images") is not None else {}
         return record | changed
 
 
-def _about_cache(path):
-    """about.json of a cache, {} of anything else."""
+def _about(path):
+    """about.json of a folder that `prepare` filled from a source, {} of anything else."""
     file = Path(path) / "about.json"
     about = json.loads(file.read_text()) if file.is_file() else {}
-    return about if isinstance(about, dict) and "fingerprint" in about else {}
+    if not isinstance(about, dict) or "files" not in about:
+        return {}
+    done = len(list(file.parent.glob("*-of-*.array_record")))
+    if done < about["files"]:
+        raise UserError(f"{str(path)!r} has {done} of its {about['files']} files; give the command that makes it once more.")
+    return about
 
 
 def _pick(record, name):

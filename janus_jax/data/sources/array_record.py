@@ -4,6 +4,7 @@ from pathlib import Path
 
 import grain
 import msgpack
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from janus_jax.data.files import files_at
@@ -41,5 +42,10 @@ def write_array_record(path, records):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for record in records:
-        writer.write(msgpack.packb(record))
+        writer.write(msgpack.packb(record, default=_plain))
     writer.close()
+
+
+def _plain(value):
+    """Numbers and arrays of numpy as Python has them; dates and the like as text."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from janus_jax.data.files import PICTURES, files_at
+from janus_jax.data.image_ops import BadRecord
 from janus_jax.errors import UserError
 
 
@@ -12,15 +13,19 @@ class ClassFolderSource:
 
     def __init__(self, path, *, names=None):
         """`names` is a file of class names: a JSON map {folder: name}, or lines of `folder name`."""
-        self._files = files_at(path, *PICTURES)
-        self._names = {} if names is None else _read_names(names)
+        self._files, self._root = files_at(path, *PICTURES), Path(path).expanduser()
+        self._names = None if names is None else _read_names(names)
 
     def __len__(self):
         return len(self._files)
 
     def __getitem__(self, index):
         file = Path(self._files[index])
-        name = self._names.get(file.parent.name, file.parent.name.replace("_", " "))
+        # Below a folder its own folders are the classes, whatever they hold; a pattern names pictures of a class.
+        folder = file.relative_to(self._root).parts[0] if self._root.is_dir() else file.parent.name
+        name = folder.replace("_", " ") if self._names is None else self._names.get(folder)
+        if name is None:
+            raise BadRecord("no name for its folder")
         return {"image": file.read_bytes(), "prompt": name, "caption": name}
 
     def locate(self, index):

@@ -18,14 +18,14 @@ class JsonSource:
     """Records of `.jsonl` files, one a line, and of `.json` files, a list each.
 
     LLaVA's `conversations` become our `conversation`. Strings in the fields `pictures` are names of files in the folder
-    `images`, beside the first JSON file without it, and are read.
+    `images`, or beside their JSON file without it, and are read.
     """
 
     def __init__(self, path, *, images=None, pictures=("image", "images")):
         self._files = files_at(path, ".json", ".jsonl")
-        self._root = Path(images or Path(self._files[0]).parent).resolve()
-        if not self._root.is_dir():
+        if images is not None and not Path(images).expanduser().is_dir():
             raise UserError(f"No folder of pictures at {str(images)!r}.")
+        self._roots = [Path(f).parent if images is None else Path(images).expanduser() for f in self._files]
         self._pictures = pictures
         self._readers = [_Lines(f) if f.endswith(".jsonl") else _List(f) for f in self._files]
         self._parts = Parts([len(reader) for reader in self._readers])
@@ -44,42 +44,48 @@ class JsonSource:
         for name in self._pictures:
             if isinstance(record.get(name), (str, list)):
                 names = record[name]
-                read = lambda n: None if n is None else self._read(n)
+                read = lambda n: None if n is None else _read(self._roots[part], n)
                 record = record | {name: read(names) if isinstance(names, str) else [read(n) for n in names]}
         return as_conversation(record)
-
-    def _read(self, name):
-        if not isinstance(name, str):
-            raise BadRecord("picture without a file name")
-        file = (self._root / name).resolve()
-        if not file.is_relative_to(self._root):
-            raise BadRecord("picture outside the folder of pictures")
-        try:
-            return file.read_bytes()
-        except OSError:
-            raise BadRecord("missing picture file") from None
 
     def locate(self, index):
         """File and line, or place in the list; both from 1."""
         part, number = self._parts.find(index)
-        return f"{self._files[part]}, {'line' if self._files[part].endswith('.jsonl') else 'record'} {number + 1}"
+        reader = self._readers[part]
+        lines = isinstance(reader, _Lines)
+        return f"{self._files[part]}, {f'line {reader.numbers[number] + 1}' if lines else f'record {number + 1}'}"
+
+
+def _read(root, name):
+    if not isinstance(name, str):
+        raise BadRecord("picture without a file name")
+    if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+        raise BadRecord("picture outside the folder of pictures")
+    try:
+        return (root / name).read_bytes()
+    except OSError:
+        raise BadRecord("missing picture file") from None
 
 
 class _Lines:
-    """Lines of a file by number; only their places are held."""
+    """Lines of a file that are not blank; only their numbers and places are held."""
 
     def __init__(self, file):
-        self._handle, ends = os.open(file, os.O_RDONLY), [0]
+        self._file = file
         with open(file, "rb") as lines:
-            ends += [len(line) for line in lines]
-        self._ends = np.cumsum(ends, dtype=np.int64)
+            lengths = np.fromiter((len(line) if line.strip() else -len(line) for line in lines), np.int64)
+        self.numbers = np.flatnonzero(lengths > 0)
+        self._ends = np.cumsum(np.abs(lengths))
 
     def __len__(self):
-        return len(self._ends) - 1
+        return len(self.numbers)
 
     def __getitem__(self, number):
-        begin, end = self._ends[number : number + 2].tolist()
-        return json.loads(os.pread(self._handle, end - begin, begin))
+        line = self.numbers[number]
+        begin = int(self._ends[line - 1]) if line else 0
+        with open(self._file, "rb") as file:
+            file.seek(begin)
+            return json.loads(file.read(int(self._ends[line]) - begin).decode("utf-8-sig"))
 
 
 class _List(list):
@@ -87,7 +93,7 @@ class _List(list):
 
     def __init__(self, file):
         try:
-            records = json.loads(Path(file).read_bytes())
+            records = json.loads(Path(file).read_text("utf-8-sig"))
         except ValueError as error:
             raise UserError(f"{file!r} is no JSON: {error}.") from None
         if not isinstance(records, list):

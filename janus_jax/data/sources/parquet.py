@@ -26,11 +26,11 @@ class ParquetSource:
         self._files = files_at(path, ".parquet")
         self._columns, self._held, self._lock = columns and list(columns), collections.OrderedDict(), threading.Lock()
         try:
-            self._open = [pq.ParquetFile(file, memory_map=True) for file in self._files]
+            self._meta = [pq.read_metadata(file) for file in self._files]
         except (ArrowException, OSError) as error:
             raise UserError(f"{str(path)!r} is no Parquet file: {error}.") from None
-        groups = [(f, g) for f, file in enumerate(self._open) for g in range(file.num_row_groups)]
-        meta = [self._open[f].metadata.row_group(g) for f, g in groups]
+        groups = [(f, g) for f, meta in enumerate(self._meta) for g in range(meta.num_row_groups)]
+        meta = [self._meta[f].row_group(g) for f, g in groups]
         self._groups, self._parts, self._limit = groups, Parts([m.num_rows for m in meta]), cached_groups
         largest = max((m.total_byte_size for m in meta), default=0)
         if largest > LARGE and len(groups) > cached_groups:
@@ -51,7 +51,8 @@ class ParquetSource:
         with self._lock:
             if group not in self._held:
                 file, number = self._groups[group]
-                self._held[group] = self._open[file].read_row_group(number, columns=self._columns)
+                with pq.ParquetFile(self._files[file], metadata=self._meta[file], memory_map=True) as opened:
+                    self._held[group] = opened.read_row_group(number, columns=self._columns)
             self._held.move_to_end(group)
             while len(self._held) > self._limit:
                 self._held.popitem(last=False)

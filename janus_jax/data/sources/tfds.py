@@ -17,7 +17,13 @@ class TfdsSource:
         if split.split("[")[0] not in builder.info.splits:
             raise UserError(f"{str(path)!r} has no split {split!r}; known: {sorted(builder.info.splits)}.")
         pictures = {k: tfds.decode.SkipDecoding() for k, f in builder.info.features.items() if _is_image(f)}
-        self._records, self._split = builder.as_data_source(split, decoders=pictures), split
+        try:
+            self._records, self._split = builder.as_data_source(split, decoders=pictures), split
+        except NotImplementedError as error:
+            raise UserError(
+                f"{str(path)!r} is kept in files that cannot be read in any order ({error}); prepare it with "
+                "`file_format='array_record'`."
+            ) from None
 
     def __len__(self):
         return len(self._records)

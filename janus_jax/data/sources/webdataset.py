@@ -4,7 +4,6 @@ The headers are read once, when a source is opened; after that any record is rea
 """
 
 import json
-import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +36,6 @@ class WebDatasetSource:
             )  # fmt: skip
             self._shards = list(read)
         self._parts = Parts([len(shard.first) - 1 for shard in self._shards])
-        self._handles = [os.open(file, os.O_RDONLY) for file in self._files]
 
     def __len__(self):
         return len(self._parts)
@@ -46,9 +44,11 @@ class WebDatasetSource:
         part, number = self._parts.find(index)
         shard = self._shards[part]
         record = {}
-        for member in range(shard.first[number], shard.first[number + 1]):
-            place, size = shard.place[member].tolist()
-            record[shard.endings[shard.ending[member]]] = os.pread(self._handles[part], size, place)
+        with open(self._files[part], "rb") as file:  # thousands of tar files cannot all stay open
+            for member in range(shard.first[number], shard.first[number + 1]):
+                place, size = shard.place[member].tolist()
+                file.seek(place)
+                record[shard.endings[shard.ending[member]]] = file.read(size)
         return _finish(record)
 
     def locate(self, index):
@@ -69,21 +69,28 @@ class _Shard:
 
 
 def _index(file):
-    members = []
+    members, gaps, end, size = [], [], 0, Path(file).stat().st_size
     try:
-        with tarfile.open(file, "r:") as tar:
+        # With ignore_zeros a damaged header is stepped over, and joined tar files are read to the end.
+        with tarfile.open(file, "r:", ignore_zeros=True) as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
                 if member.isfile() and stem:
                     members.append((f"{folder}/{stem}", ending.lower(), member.offset_data, member.size))
-                tar.members = []  # they would be kept
+                gaps.append((end, member.offset))
+                end, tar.members = tar.offset, []  # which would be kept
     except tarfile.ReadError as error:
-        if not members:
-            raise UserError(f"{file!r} is no plain tar file: {error}.") from None
         logging.warning("%s ends in the middle of a record: %s", file, error)
-    size = Path(file).stat().st_size
-    return _Shard([member for member in members if member[2] + member[3] <= size])
+    whole = [member for member in members if member[2] + member[3] <= size]
+    if size and not whole:
+        raise UserError(f"{file!r} is no plain tar file.")
+    with open(file, "rb") as raw:
+        for begin, after in gaps:
+            raw.seek(begin)
+            if begin < after and raw.read(after - begin).strip(b"\0"):
+                logging.warning("%s is damaged: what lies in bytes %d to %d is lost", file, begin, after)
+    return _Shard(whole)
 
 
 def _finish(record):
@@ -104,4 +111,6 @@ def _finish(record):
     for name, found in (("image", pictures), ("caption", texts), ("prompt", texts)):
         if found:
             fields[name] = record[found[0]] if name == "image" else fields.get(name, record[found[0]])
+    if pictures and "text" in record:  # a caption, not a document
+        del fields["text"]
     return as_conversation(fields)

@@ -23,6 +23,7 @@ from janus_jax.errors import UserError
 
 SEEN, GROUPS = 400, 300  # letters of a record that its script is told by; groups that a stage's packing is tried on
 AT_ONCE = 4096  # records under way
+TEXTS = ("text", "texts", "conversation", "caption", "question", "answer", "prompt")  # what of a record is content
 
 
 class Use(NamedTuple):
@@ -41,7 +42,7 @@ class Finding(NamedTuple):
       lengths: {(stage, task): (tokens, pictures)}.
       sizes: (width, height) of its pictures.
       script: that most of its letters belong to.
-      digest: of its pictures, and of its text where that is learnt; equal for duplicates.
+      digest: of its pictures and texts, equal for duplicates whatever their numbers and addresses.
     """
 
     error: str | None
@@ -111,7 +112,8 @@ def _look(source, index, uses, slots):
     try:
         with malformed_is_bad():
             record = source[index]
-            script = _script(_words(record))
+            words = _words({field: record.get(field) for field in TEXTS})
+            digest.update(words.encode())
             for use in uses:
                 rng = np.random.default_rng((0, index))
                 example = use.make(record, task=use.task, rng=rng, record_id=f"{source.name}/0/{index}")
@@ -119,7 +121,6 @@ def _look(source, index, uses, slots):
                 if any(len(held) > most for held, most in zip(pictures, slots[use.stage], strict=True)):
                     raise BadRecord("more pictures than slots")
                 lengths[use.stage, use.task] = (len(example.tokens), sum(map(len, pictures)))
-                digest.update(b"" if use.task == "generation" else example.tokens.tobytes())  # prompts may be dropped
                 for picture in itertools.chain(*pictures):
                     held = picture.tobytes() if isinstance(picture, np.ndarray) else picture.encoded
                     if held not in seen:
@@ -128,18 +129,15 @@ def _look(source, index, uses, slots):
                         sizes += [] if isinstance(picture, np.ndarray) else [image_ops.decode(picture).size]
     except BadRecord as error:
         return Finding(str(error), {}, [], "", b"")
-    return Finding(None, lengths, sizes, script, digest.digest())
+    return Finding(None, lengths, sizes, _script(words), digest.digest())
 
 
 def _words(value):
     """All text of a record in one string."""
-    if isinstance(value, bytes):  # a text, where it is one
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return ""
+    if isinstance(value, bytes):
+        return value.decode()
     if isinstance(value, dict):
-        return " ".join(_words(v) for k, v in value.items() if k not in ("image", "images", "codes", "latents"))
+        return " ".join(_words(v) for k, v in value.items() if k != "role")
     if isinstance(value, (list, tuple)):
         return " ".join(map(_words, value))
     return value if isinstance(value, str) else ""

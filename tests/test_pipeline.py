@@ -151,7 +151,7 @@ def test_broken_pictures_are_skipped_counted_and_stop_the_run(config, tmp_path):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"conversation": [{"from": "human", "value": "hi"}]}, "malformed record .KeyError 'content'"),
+        ({"conversation": [{"from": "human", "value": "hi"}]}, "malformed record .KeyError 'role'"),
         ({"text": 3}, "'text' is no text"),
         ({"conversation": []}, "empty conversation"),
     ],

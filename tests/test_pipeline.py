@@ -171,3 +171,13 @@ def test_an_example_with_more_pictures_than_slots_is_a_bad_record(config, tmp_pa
     config.stages.stage_2.update(und_slots=4, length=256)
     with pytest.raises(UserError, match="unusable.*more pictures than slots"):
         next(pipeline(config))
+
+
+def test_a_source_that_gives_nothing_ends_the_run_whatever_the_limit(config, tmp_path):
+    write_array_record(tmp_path / "long.array_record", [{"text": "word " * 900}] * 5)
+    config.data.sources["text"].path = str(tmp_path / "long.array_record")
+    config.data.overlong = "skip"
+    with pytest.raises(
+        UserError, match="Source 'text' gave no example of text in 1000 records; the last one: example too long"
+    ):
+        next(pipeline(config))

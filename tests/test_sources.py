@@ -18,6 +18,7 @@ from janus_jax import assembly, sharding, train
 from janus_jax.data import image_ops, shapes
 from janus_jax.data.chat import IMAGE
 from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.mixture import Mixture
 from janus_jax.data.sources import KINDS, Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
@@ -214,6 +215,43 @@ def test_json_reads_no_picture_outside_its_folder(tmp_path, record, reason):
     assert source.locate(1).endswith("a.jsonl, line 2")
 
 
+def test_pictures_lie_beside_their_own_json_file(tmp_path):
+    for name, encoded in zip("ab", PICTURES, strict=False):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(encoded)
+        line = json.dumps({"image": "0.png", "caption": name})
+        (tmp_path / name / "all.jsonl").write_text(f"\ufeff{line}\n\n" if name == "a" else f"\n{line}\n")
+    source = Source("s", kind="json", path=str(tmp_path))
+    assert [(r["image"], r["caption"]) for r in source] == [(PICTURES[0], "a"), (PICTURES[1], "b")]
+    assert source.locate(1).endswith("b/all.jsonl, line 2")  # blank lines are no records
+
+
+def test_linked_folders_are_walked_and_classes_are_the_first_folders(tmp_path):
+    (tmp_path / "elsewhere/images").mkdir(parents=True)
+    (tmp_path / "elsewhere/images/0.png").write_bytes(PICTURES[0])
+    (tmp_path / "set/n02").mkdir(parents=True)
+    (tmp_path / "set/n02/1.png").write_bytes(PICTURES[1])
+    (tmp_path / "set/n01").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "names.txt").write_text("n01 red fox\n")
+    source = Source("s", kind="class_folder", path=str(tmp_path / "set"), names=str(tmp_path / "names.txt"))
+    assert source[0] == {"image": PICTURES[0], "prompt": "red fox", "caption": "red fox"}
+    with pytest.raises(BadRecord, match="no name for its folder"):
+        source[1]
+
+
+def test_a_damaged_header_costs_one_member_and_joined_tar_files_are_one(tmp_path, caplog):
+    webdataset(tmp_path)
+    one = (tmp_path / "00000.tar").read_bytes()
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        place = next(m.offset for m in tar if m.name == "sub/005.png")
+    (tmp_path / "00001.tar").write_bytes(one + one)
+    (tmp_path / "00000.tar").write_bytes(one[:place] + b"\xff" + one[place + 1 :])
+    source = Source("s", kind="webdataset", path=str(tmp_path))
+    assert len(source) == 3 * 14 and "00000.tar is damaged: what lies in bytes" in caplog.text
+    assert [plain(source[i]["prompt"]) for i in range(14)] == NAMES[:14]
+    assert ["image" in source[i] for i in range(14)].count(False) == 1 and "image" not in source[5]
+
+
 def test_a_tar_file_that_was_cut_gives_its_whole_records(tmp_path):
     webdataset(tmp_path)
     whole = (tmp_path / "00001.tar").read_bytes()
@@ -275,13 +313,22 @@ def test_real_sets_train_through_the_public_kinds(config, tmp_path, of):
     assert len(Source("things", **source)) == count
 
 
-def test_the_examples_of_the_guide_are_configs():
+def test_the_examples_of_the_guide_are_configs(data):
+    """Every source that a stage mixes is there, with options that its kind knows: nothing but its data is missing."""
     guide = (Path(__file__).parent.parent / "docs/data.md").read_text()
-    blocks = re.findall("```python\n(.*?)```", guide, re.DOTALL)
-    assert len(blocks) >= 7
+    blocks, kinds = re.findall("```python\n(.*?)```", guide, re.DOTALL), set()
     for block in blocks:
         names = {"common": common, "c": pro_1b.get_config()}
         exec(block, names)  # noqa: S102
         c = names["get_config"]() if "get_config" in names else names["c"]
-        for source in c.data.sources.values():
-            assert source.kind in KINDS
+        resolved = c.to_dict()
+        for stage, s in resolved["stages"].items():
+            assembly.check_stage(resolved, stage)
+            for phase in assembly.phases_of(s):
+                Mixture(phase)
+            assert set(assembly.source_names(s)) <= resolved["data"]["sources"].keys()
+        for name, source in resolved["data"]["sources"].items():
+            kinds.add(source["kind"])
+            with pytest.raises(UserError, match="No (file|TensorFlow data set|folder)"):
+                Source(name, **source)
+    assert len(blocks) >= 7 and kinds == KINDS.keys()

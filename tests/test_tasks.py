@@ -122,3 +122,24 @@ def test_a_document_keeps_its_pictures_in_their_places(tok):
 def test_ids_alone_are_those_with_spans(tok):
     for text in ("a red star", "  two\n\nlines ", "狐狸 naïve 🦊", f"before{IMAGE}after", ""):
         assert tok.ids(text) == tok.encode(text)[0]
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_texts_come_as_they_may_and_lose_nothing_but_their_ends(tok, template, as_bytes):
+    """Text files begin with a mark of their bytes and end in a newline; TFDS and tar files give bytes."""
+    text = lambda t: t.encode("utf-8-sig") + b"\n" if as_bytes else f"{t}\n"
+    plain = make(tok, {"image": PICTURE, "prompt": "a red star"}, "generation", template=template)
+    record = {"image": PICTURE, "prompt": text("a red star. It shines."), "prompt_short": text("a red star")}
+    short = make(tok, record, "generation", template=template, first_sentence=1.0)
+    np.testing.assert_array_equal(short.tokens, plain.tokens)
+    turns = lambda f: [
+        {"role": f("user").strip(), "content": f("Hello")},
+        {"role": f("assistant").strip(), "content": f("Hi")},
+    ]
+    one, other = (make(tok, {"conversation": turns(f)}, "text", template="chat") for f in (text, str))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    one, other = (make(tok, {"image": PICTURE, "caption": f("红色的星")}, "understanding") for f in (text, str))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    with pytest.raises(BadRecord, match="text is not UTF-8"):
+        make(tok, {"image": PICTURE, "prompt": "half a \ud83d"}, "generation")

@@ -72,7 +72,7 @@ class BadRecords:
             alike, count = self.reasons[reason], self.reasons.total() - self.too_long
             self._write(source, int(epoch), int(index), str(error))
         if 10 ** (len(str(alike)) - 1) == alike:
-            where = self._sources[source].locate(int(index))
+            where = self._where(source, int(index))
             logging.warning("Left out %d record%s of %s (lately %s, %s)", alike, "s" * (alike > 1), reason, record_id, where)
         if count > self.limit * max(self.seen, FEWEST):
             told = f" They are listed in {str(self._file)!r}." if self._file else ""
@@ -85,7 +85,10 @@ class BadRecords:
         if self._file is None or (source, index, reason) in self._told:
             return
         self._told.add((source, index, reason))
-        where = self._sources[source].locate(index)
-        line = {"source": source, "record": index, "where": where, "epoch": epoch, "reason": reason}
-        with open(self._file, "a", encoding="utf-8", errors="backslashreplace") as file:  # paths may be no text
+        line = {"source": source, "record": index, "where": self._where(source, index), "epoch": epoch, "reason": reason}
+        with open(self._file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _where(self, source, index):
+        """Where a record lies, in words that can be written: a path may be no text."""
+        return self._sources[source].locate(index).encode(errors="backslashreplace").decode()

@@ -5,6 +5,7 @@ pixels decoded last; threads write into their own slots, so the sequence is the 
 """
 
 import collections
+import itertools
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from janus_jax.data.packing import empty_segment, lay_out
 from janus_jax.data.shards import Shard, Stream
 from janus_jax.data.tasks import PIXELS
 from janus_jax.errors import UserError
+
+AT_ONCE = 4  # pictures of a thread's turn
 
 
 class Packed(NamedTuple):
@@ -59,7 +62,7 @@ class Pipeline:
           bad_limit: share of unusable records that stops the run.
           report: a file for a list of unusable records, or None.
           host: this host's number, and how many there are.
-          workers: threads that decode pictures while the next batch is packed; 0 decodes in the caller's.
+          workers: threads that decode pictures, and as many that pack the next batch meanwhile; 0 does all in the caller's.
 
         Raises:
           UserError: when shards, groups and hosts do not divide.
@@ -77,12 +80,12 @@ class Pipeline:
         share = layout.shards // hosts
         mine = range(index * share, (index + 1) * share)
         self.shards = {v: Shard(v, layout=layout, streams=streams, phases=phases, unit=unit, bad=self._bad) for v in mine}
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+        self._packers, self._decoders = (ThreadPoolExecutor(workers) if workers else None for _ in range(2))
         self._under_way = collections.deque()  # batches whose pictures are being decoded
 
     def __next__(self):
         """The next batch; groups of one shard stand together."""
-        while len(self._under_way) < (2 if self._pool else 1):
+        while len(self._under_way) < (2 if self._decoders else 1):
             self._under_way.append(self._pack())
         batch, slots, outcomes, rows, state = self._under_way.popleft()
         for (group, row, segment), error in zip(slots, outcomes, strict=True):
@@ -106,7 +109,9 @@ class Pipeline:
         """
         layout = self._layout
         per_shard = layout.groups // layout.shards
-        rows = [shard.next_group() for shard in self.shards.values() for _ in range(per_shard)]
+        pack = lambda shard: [shard.next_group() for _ in range(per_shard)]
+        packed = (self._packers.map if self._packers else map)(pack, self.shards.values())  # a shard knows nothing of others
+        rows = [group for groups in packed for group in groups]
         state = {str(v): shard.get_state() for v, shard in self.shards.items()}  # it has packed further by the time of use
         sizes = dict(length=layout.length, pad_id=self._pad_id, und_slots=layout.und_slots, gen_slots=layout.gen_slots)
         groups, und, gen = zip(*(lay_out(group, **sizes) for group in rows), strict=True)
@@ -131,7 +136,10 @@ class Pipeline:
         work = [(image_ops.for_understanding, batch.und_images, picture) for picture in und]
         work += [] if kept == "codes" else [(image_ops.for_generation, batch.gen_images, picture) for picture in gen]
         places = [(group, *place) for _, _, (group, _, _, place) in work]
-        return batch, places, (self._pool.map if self._pool else map)(_decode, work), rows, state
+        outcomes = (self._decoders.map if self._decoders else map)(
+            _decode, (work[i : i + AT_ONCE] for i in range(0, len(work), AT_ONCE))
+        )
+        return batch, places, itertools.chain.from_iterable(outcomes), rows, state
 
     def set_state(self, states, *, new_mixture=False):
         """Goes to saved positions; `states` may hold other hosts' shards too."""
@@ -146,21 +154,23 @@ class Pipeline:
 
     def close(self):
         """Ends the threads."""
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+        for pool in filter(None, (self._packers, self._decoders)):
+            pool.shutdown(cancel_futures=True)
 
 
 def _decode(work):
-    """Decodes a picture into its slot; None, or the BadRecord it turned out to be."""
-    fit, pixels, (group, slot, encoded, _) = work
-    picture = image_ops.as_picture(encoded)
-    out = pixels[group, slot]
-    try:
-        where = {"crop": picture.crop} if fit is image_ops.for_generation else {}
-        out[...] = fit(image_ops.decode(picture), size=len(out), **where)
-    except BadRecord as error:
-        return error
-    return None
+    """Decodes pictures into their slots: for each None, or the BadRecord it turned out to be."""
+    outcomes = []
+    for fit, pixels, (group, slot, picture, _) in work:
+        out = pixels[group, slot]
+        try:
+            where = {"crop": picture.crop} if fit is image_ops.for_generation else {}
+            out[...] = fit(image_ops.decode(picture), size=len(out), **where)
+            outcomes.append(None)
+        except BadRecord as error:
+            outcomes.append(error)
+        picture.opened.close()  # its pixels, which would be held for as long as its example
+    return outcomes
 
 
 def _kept(streams, phases):

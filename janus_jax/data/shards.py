@@ -73,11 +73,12 @@ class Stream:
         epoch, number = divmod(position, len(self.source))
         if len(self.source) > IN_MEMORY:
             return epoch, int(self._large[position])
-        if epoch not in self._orders:
-            if len(self._orders) > 2:  # shards are at most a few windows apart
-                self._orders.clear()
-            self._orders[epoch] = np.random.default_rng((*self._words, epoch)).permutation(len(self.source))
-        return epoch, int(self._orders[epoch][number])
+        order = self._orders.get(epoch)
+        if order is None:
+            order = np.random.default_rng((*self._words, epoch)).permutation(len(self.source))
+            held = self._orders if len(self._orders) < 3 else {}  # shards are at most a few windows apart
+            self._orders = held | {epoch: order}  # in one go: shards may be packed by several threads
+        return epoch, int(order[number])
 
     def example(self, position, *, task):
         """The example at a position; raises BadRecord."""

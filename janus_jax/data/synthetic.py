@@ -8,6 +8,7 @@ from PIL import Image
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import tokenizer
 from janus_jax.data.fill import Lengths
+from janus_jax.data.image_ops import opened
 
 SYLLABLES = "ka lo mi ter on da sel vu ri pan este mor".split()
 
@@ -112,6 +113,6 @@ class TableMaker:
         tokens[start : start + self._tokens] = self._image
         if task == "understanding":
             weights[: start + self._tokens] = 0
-            return Example(tokens, weights, 0, (self._encoded,), (start,), record_id=record_id)
+            return Example(tokens, weights, 0, (opened(self._encoded),), (start,), record_id=record_id)
         codes = rng.integers(0, self._codes, self._tokens).astype(np.int32)
         return Example(tokens, 0 * weights, 2, gen_images=(codes,), gen_starts=(start,), record_id=record_id)

@@ -107,12 +107,11 @@ def captioned_folder(folder, records):
 def class_folder(folder, records):
     names = {}
     for i, r in enumerate(records):
-        kept = f"{i:04d}".encode() + (b"caf\xe9" if b"\xff" in r["prompt"] else b"")  # the folder's own name is its class
+        kept = f"{i:04d}".encode() + (b"caf\xe9" if b"\xff" in r["prompt"] else b"")
         place = folder / os.fsdecode(kept)
         place.mkdir()
         (place / "a.jpg").write_bytes(r["image"])
-        if b"\xff" not in r["prompt"]:
-            names[place.name] = r["prompt"].decode()
+        names[place.name] = place.name if b"\xff" in r["prompt"] else r["prompt"].decode()
     (folder / "names.json").write_text(json.dumps(names))
     return dict(path=str(folder), names=str(folder / "names.json"))
 

@@ -226,7 +226,7 @@ def test_what_a_later_stage_lacks_is_told_at_the_start(config, tmp_path):
 def test_a_mixture_that_changes_on_the_way_is_told_and_kept(config, tmp_path, caplog):
     """In the middle of a block; the last checkpoint knows both mixtures and where the second began."""
     config.stages, config.init_fresh = {"stage_2": config.stages.stage_2}, (".*",)
-    config.stages.stage_2.steps = 3
+    config.stages.stage_2.update(steps=3, mixture=(2, 3, 5))
     train.train(config, tmp_path)
     config.stages.stage_2.update(steps=12, mixture=(1, 0, 1))
     caplog.set_level(logging.INFO, logger="absl")

@@ -4,6 +4,7 @@ import collections
 import functools
 import hashlib
 import itertools
+import types
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,15 +15,18 @@ import rich.progress
 from PIL import Image, ImageDraw, ImageFont
 
 from janus_jax import assembly, stages
-from janus_jax.batch import TASKS
+from janus_jax.batch import TASKS, Example
 from janus_jax.data import fill, image_ops
 from janus_jax.data.bad_records import BadRecords, malformed_is_bad
 from janus_jax.data.files import write_json
 from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.errors import UserError
 
 SEEN, GROUPS = 400, 300  # letters of a record that its script is told by; groups that a stage's packing is tried on
 AT_ONCE = 4096  # records under way
+SILENT = types.SimpleNamespace(good=lambda: None, bad=lambda record_id, error: None)  # what was told of once
+RUN_THROUGH = 12_000  # groups of a stage up to which its epochs are counted, not estimated
 TEXTS = ("text", "texts", "conversation", "caption", "question", "answer", "prompt")  # what of a record is content
 
 
@@ -32,6 +36,19 @@ class Use(NamedTuple):
     stage: str
     task: str
     make: object
+
+
+class Found:
+    """What was found in a source, as a source: a record is its Finding, or None where it was unusable."""
+
+    def __init__(self, name, findings, records):
+        self.name, self._findings, self._records = name, findings, records
+
+    def __len__(self):
+        return self._records
+
+    def __getitem__(self, index):
+        return self._findings.get(index)
 
 
 class Finding(NamedTuple):
@@ -72,11 +89,13 @@ def check(config, out=None):
         report.unlink(missing_ok=True)
     bad = BadRecords(1.0, sources=sources, report=report)
     found = {name: _walk(sources[name], _uses(config, chosen, makers, name), bad, config) for name in names}
-    by_source = {name: _sum_up(sources[name], findings) for name, findings in found.items()}
+    by_source = {name: _sum_up(sources[name], list(findings.values())) for name, findings in found.items()}
     by_stage = {stage: _try_stage(config, stage, found, by_source) for stage in chosen}
     if out is not None:
         write_json(Path(out) / "check.json", {"sources": by_source, "stages": by_stage})
-        histogram({n: [t for f in found[n] for t, _ in f.lengths.values()] for n in names}).save(Path(out) / "lengths.png")
+        histogram({n: [t for f in found[n].values() for t, _ in f.lengths.values()] for n in names}).save(
+            Path(out) / "lengths.png"
+        )
     return by_source, by_stage
 
 
@@ -89,8 +108,8 @@ def _uses(config, chosen, makers, name):
 
 
 def _walk(source, uses, bad, config):
-    """Findings of the usable records; the others go into the report."""
-    findings, slots = [], {stage: (s["und_slots"], s["gen_slots"]) for stage, s in config["stages"].items()}
+    """{number: Finding} of the usable records; the others go into the report."""
+    findings, slots = {}, {stage: (s["und_slots"], s["gen_slots"]) for stage, s in config["stages"].items()}
     with ThreadPoolExecutor() as pool, rich.progress.Progress() as bar:
         task = bar.add_task(source.name, total=len(source))
         for start in range(0, len(source), AT_ONCE):
@@ -99,7 +118,7 @@ def _walk(source, uses, bad, config):
                 if finding.error:
                     bad.bad(f"{source.name}/0/{index}", BadRecord(finding.error))
                 else:
-                    findings.append(finding)
+                    findings[index] = finding
                 bar.advance(task)
     if uses and not findings:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in bad.reasons.most_common(3))
@@ -178,7 +197,8 @@ def _spread(values):
 
 def _try_stage(config, stage, found, by_source):
     """Packs a stage's phases on the lengths found: fill, budgets, and the epochs of every source, which it notes too."""
-    s, start, told = config["stages"][stage], 0, []
+    s, start, told, drawn = config["stages"][stage], 0, [], {}
+    len_of = lambda name: by_source[name]["records"]
     sizes = dict(rows=s["rows"], length=s["length"])
     last = s["stop_at"] or s["steps"]
     for phase in assembly.phases_of(s):
@@ -193,9 +213,8 @@ def _try_stage(config, stage, found, by_source):
         )  # fmt: skip
         groups = (end - start) * s["batch"] // s["rows"]
         for task, name in shares:
-            epochs = groups * packed.examples[task] * shares[task, name] / len(found[name])
-            seen, use = by_source[name]["epochs"], f"{stage} {task}"
-            seen[use] = round(seen.get(use, 0.0) + epochs, 4)
+            records = groups * packed.examples[task] * shares[task, name] * len_of(name) / len(found[name])
+            drawn[name, task] = drawn.get((name, task), 0) + records
         told.append(
             {
                 "steps": [start, end],
@@ -209,7 +228,34 @@ def _try_stage(config, stage, found, by_source):
             }
         )
         start = end
-    return told
+    exact = last * s["batch"] // s["rows"] <= RUN_THROUGH
+    for (name, task), count in (_run_through(config, stage, last, found, len_of) if exact else drawn).items():
+        by_source[name]["epochs"][f"{stage} {task}"] = round(count / len_of(name), 4)
+    return [phase | {"epochs_are_exact": exact} for phase in told]
+
+
+def _run_through(config, stage, last, found, len_of):
+    """{(source, task): records read}: the stage's own shards to its end, on lengths alone."""
+    s, read = config["stages"][stage], collections.Counter()
+
+    def make(finding, *, task, rng, record_id):
+        read[record_id.rsplit("/", 2)[0], task] += 1
+        if finding is None:
+            raise BadRecord("as told")
+        tokens, pictures = finding.lengths[stage, task]
+        kind = {"understanding": "und_images", "generation": "gen_images"}.get(task)
+        return Example(np.empty(tokens, np.int8), None, TASKS.index(task), **({kind: (None,) * pictures} if kind else {}))
+
+    seed, shards = assembly.stage_seed(config, stage), config["data"]["shards"]
+    streams = {n: Stream(Found(n, found[n], len_of(n)), make=make, seed=seed) for n in assembly.source_names(s)}
+    slots = {k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")}
+    layout = Layout(s["batch"] // s["rows"], und_size=0, gen_size=0, window=config["data"]["window"], shards=shards, **slots)
+    told = dict(phases=assembly.phases_of(s), unit=config["data"]["mixture_unit"], bad=SILENT)
+    for number in rich.progress.track(range(shards), description=f"{stage}, run through"):
+        shard = Shard(number, layout=layout, streams=streams, **told)
+        for _ in range(last * layout.groups // shards):
+            shard.next_group()
+    return read
 
 
 def _table(phase, stage, found, *, points=200):
@@ -221,7 +267,7 @@ def _table(phase, stage, found, *, points=200):
         for name, weight in weights.items():
             share = weight / sum(weights.values())
             shares[task, name] = share
-            pairs = sorted(f.lengths[stage, task] for f in found[name])
+            pairs = sorted(f.lengths[stage, task] for f in found[name].values())
             count = max(round(points * share), 1)
             rows += [pairs[int((k + 0.5) / count * len(pairs))] for k in range(count)]
         if rows:

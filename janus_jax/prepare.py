@@ -73,7 +73,8 @@ def show(sources, stages):
         scripts = ", ".join(f"{script} {n}" for script, n in found["scripts"].items())
         records.add_row(name, *counts, of(found["widths"]), of(found["heights"]), scripts)
         for use, spread in found["tokens"].items():
-            uses.add_row(name, use, of(spread), f"{found['epochs'][use]:.3f}")
+            exact = all(phase["epochs_are_exact"] for phase in stages[use.split()[0]])
+            uses.add_row(name, use, of(spread), f"{'' if exact else 'about '}{found['epochs'][use]:.3f}")
     rich.print(records, uses, "Tokens, widths and heights: smallest/median/largest.")
     for stage, phases in stages.items():
         for phase in phases:

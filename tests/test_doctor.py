@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import doctor
-from janus_jax.batch import TASKS
+from janus_jax import assembly, doctor, sharding
 from janus_jax.data import fill, synthetic
 from janus_jax.data.fill import Lengths
 from janus_jax.data.sources.array_record import write_array_record
+from janus_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 DIMS = {  # a shape file in small
@@ -46,11 +47,22 @@ def test_the_doctor_counts_what_is_there(config, tmp_path):
     assert Image.open(tmp_path / "out/lengths.png").height > 400
     (phase,) = stages["stage_2"]
     assert 0.8 < phase["token_fill"] <= phase["token_bound"] + 0.02 and "und_slots=" in phase["reasons"]
-    examples = sum(found["epochs"].get("stage_2 " + t, 0) * (found["records"] - found["unusable"])
-                   for found in sources.values() for t in TASKS)  # fmt: skip
-    tokens = 8 * 16 * 128 * phase["token_fill"]  # steps x rows x length
-    means = [found["tokens"][use][1] for found in sources.values() for use in found["tokens"] if use.startswith("stage_2")]
-    assert tokens / max(means) * 0.8 < examples < tokens / min(means) * 1.2
+    resolved = config.to_dict()
+    mesh, network = sharding.make_mesh(devices=jax.devices()[:1]), assembly.build_network(resolved, "stage_2")
+    run, _ = assembly.build_pipeline(resolved, "stage_2", network, mesh=mesh, host=(0, 1))
+    packed = [next(run) for _ in range(8)][-1]  # the whole stage
+    for name, epochs in packed.stats["epochs"].items():
+        told = sum(n for use, n in sources[name]["epochs"].items() if use.startswith("stage_2 "))
+        assert told == pytest.approx(epochs, abs=1e-3) and phase["epochs_are_exact"]
+
+
+def test_a_source_without_a_usable_record_is_told(config, tmp_path):
+    write_array_record(tmp_path / "other.array_record", [{"jpg": b"x", "txt": "a fox"}] * 3)
+    config.data.sources.scenes.path = str(tmp_path / "other.array_record")
+    with pytest.raises(
+        UserError, match=r"'scenes' has no record that stage_. can use for .*no field .* beside \['jpg', 'txt'\]"
+    ):
+        doctor.check(config.to_dict(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("seed", range(5))

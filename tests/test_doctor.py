@@ -37,6 +37,7 @@ def test_the_doctor_counts_what_is_there(config, tmp_path):
     write_array_record(tmp_path / "mixed.array_record", records)
     config.data.sources.scenes.path = str(tmp_path / "mixed.array_record")
     config.stages = {name: config.stages[name] for name in ("stage_2", "stage_3")}
+    config.data.bad_record_limit = 0.5
     sources, stages = doctor.check(config.to_dict(), tmp_path / "out")
     scenes = sources["scenes"]
     assert (scenes["records"], scenes["unusable"], scenes["duplicates"], scenes["pictures"]) == (8, 1, 2, 7)

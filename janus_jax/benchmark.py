@@ -17,6 +17,7 @@ Every time is the median of --repeats after a warm-up. With --json the last line
 
 import importlib
 import io
+import itertools
 import json
 import os
 import tempfile
@@ -27,6 +28,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import rich
+import rich.console
+import rich.progress
 import rich.table
 from PIL import Image
 
@@ -116,12 +119,13 @@ def fills():
     else:
         config, lengths = importlib.import_module("configs.pro_1b").get_config("2").to_dict(), synthetic.realistic()
     s, table = config["stages"]["stage_2"], []
-    for mixture in (MIXTURE.value,) if MIXTURE.value else PAPERS:
-        for rows in (ROWS.value,) if ROWS.value else (8, 4, 2, 1):
-            _mix(s, lengths, mixture=mixture, rows=rows)
-            found = _fill(config, "stage_2", lengths)
-            found.pop("groups")
-            table.append({"mixture": mixture, **{k: s[k] for k in ("rows", "und_slots", "gen_slots")}, **found})
+    mixtures, sizes = (MIXTURE.value,) if MIXTURE.value else PAPERS, (ROWS.value,) if ROWS.value else (8, 4, 2, 1)
+    cases = list(itertools.product(mixtures, sizes))
+    for mixture, rows in rich.progress.track(cases, description="fill", console=rich.console.Console(stderr=True)):
+        _mix(s, lengths, mixture=mixture, rows=rows)
+        found = _fill(config, "stage_2", lengths)
+        found.pop("groups")
+        table.append({"mixture": mixture, **{k: s[k] for k in ("rows", "und_slots", "gen_slots")}, **found})
     return {"name": "fill", "length": s["length"], "table": table}
 
 

@@ -86,6 +86,11 @@ def test_rows_that_fit_no_second_example_have_the_bound_of_one():
     assert fill.budgets(table, (0, 0, 1), rows=2, length=60)[:2] == (0, 4)
 
 
+def test_slots_hold_the_example_with_the_most_pictures():
+    table = {"understanding": Lengths(np.array([50] * 9 + [100]), np.array([0] * 9 + [9]))}
+    assert fill.budgets(table, (1, 0, 0), rows=1, length=100)[:2] == (9, 0)
+
+
 @pytest.mark.parametrize("mixture", [(2, 3, 5), (1, 0, 1), (1, 0, 3), (7, 3, 10), (5, 1, 4)])
 def test_eight_rows_of_real_lengths_are_full(mixture):
     table = synthetic.realistic(points=40)

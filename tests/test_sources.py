@@ -237,6 +237,8 @@ def test_linked_folders_are_walked_and_classes_are_the_first_folders(tmp_path):
     assert source[0] == {"image": PICTURES[0], "prompt": "red fox", "caption": "red fox"}
     with pytest.raises(BadRecord, match="no name for its folder"):
         source[1]
+    flat = Source("s", kind="class_folder", path=str(tmp_path / "set/n02"))
+    assert flat[0]["prompt"] == "n02"
 
 
 def test_a_damaged_header_costs_one_member_and_joined_tar_files_are_one(tmp_path, caplog):

@@ -60,7 +60,8 @@ def budgets(table, mixture, *, rows, length):
         task: examples * shares[task] * float(table[task].pictures.mean()) if shares[task] else 0.0
         for task in ("understanding", "generation")
     }
-    slots = [math.floor(n) + 2 if n else 0 for n in pictures.values()]
+    most = {task: int(table[task].pictures.max()) if shares[task] else 0 for task in pictures}  # of one example
+    slots = [max(math.floor(n) + 2, most[task]) if n else 0 for task, n in pictures.items()]
     told = ", ".join(f"{task} {mean[task]:.0f}" for task in TASKS if shares[task])
     reasons = (
         f"mean tokens: {told}; a mixture's mean {size:.0f}, so {rows} rows of {length} hold {examples:.1f} examples with "

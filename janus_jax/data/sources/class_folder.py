@@ -22,7 +22,8 @@ class ClassFolderSource:
     def __getitem__(self, index):
         file = Path(self._files[index])
         # Below a folder its own folders are the classes, whatever they hold; a pattern names pictures of a class.
-        folder = file.relative_to(self._root).parts[0] if self._root.is_dir() else file.parent.name
+        inside = self._root.is_dir() and file.parent != self._root
+        folder = file.relative_to(self._root).parts[0] if inside else file.parent.name
         name = folder.replace("_", " ") if self._names is None else self._names.get(folder)
         if name is None:
             raise BadRecord("no name for its folder")

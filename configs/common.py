@@ -56,7 +56,7 @@ def get_config():
     c.ema = 0.0  # decay of the moving average of what trains; 0 keeps none
     c.max_skipped_steps = 10  # non-finite steps in a row before the run stops
     c.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1 takes the devices that are left
-    c.optimizer = dict(kind="adamw", b1=0.9, b2=0.95, eps=1e-8, clip=1.0)
+    c.optimizer = dict(kind="adamw", b1=0.9, b2=0.95, eps=1e-8, clip=1.0, moments="float32")
     c.model = ConfigDict()
     c.data = dict(
         tokenizer="",  # a tokenizer.json

@@ -6,7 +6,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from janus_jax import checkpoint, cli, optimizer, sharding, stages
+from janus_jax import checkpoint, cli, flops, optimizer, sharding, stages
 from janus_jax.batch import TASKS
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.mixture import Phase
@@ -18,7 +18,7 @@ from janus_jax.errors import UserError
 from janus_jax.generation.vae import VAE
 from janus_jax.generation.vq import VQTokenizer
 from janus_jax.models.artist import Artist
-from janus_jax.models.janus import Janus, TokenizerTrainer
+from janus_jax.models.janus import Janus, TokenizerTrainer, pick_path
 from janus_jax.models.llama import Llama
 from janus_jax.models.network import Network
 from janus_jax.models.siglip import Siglip
@@ -94,6 +94,21 @@ def build_optimizer(config, stage, network):
     rate = optimizer.schedule(lr=s["lr"], steps=s["steps"], warmup=s["warmup"], decay=s["decay"])
     shapes = dict(abstract=network.abstract, axes=network.axes)
     return optimizer.make(rate, weight_decay=s["weight_decay"], **shapes, **config["optimizer"]), rate
+
+
+def step_flops(config, stats, *, trains):
+    """Useful FLOPs of a step, {part: FLOPs}.
+
+    Args:
+      config: resolved config.
+      stats: figures of a batch (`data.pipeline`, or expected ones of `data.fill`).
+      trains: whether any parameter below a path trains in this step.
+    """
+    model = config["model"]
+    llm, understanding, generation = (model[part] for part in ("llm", "understanding", "generation"))
+    eyes = flops.encoder(understanding["encoder"])
+    picture = pick_path(generation["kind"]).flops(generation, embed_dim=llm["embed_dim"], encoder=eyes, trains=trains)
+    return flops.step(stats, llm=llm, understanding=understanding, picture=picture, trains=trains)
 
 
 def frozen_patterns(config, stage):

@@ -33,14 +33,13 @@ import rich.progress
 import rich.table
 from PIL import Image
 
-from janus_jax import assembly, cli, flops, sharding
+from janus_jax import assembly, cli, sharding
 from janus_jax.batch import TASKS
 from janus_jax.data import fill, image_ops, synthetic
 from janus_jax.data.pipeline import Pipeline
 from janus_jax.data.shards import Layout
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
-from janus_jax.models.janus import pick_path
 
 CONFIG = cli.config_flag()
 DIMS = cli.flags.DEFINE_string("dims", None, "A shape file: model and example lengths; no data are needed.")
@@ -261,32 +260,17 @@ def _fill(config, stage, lengths):
     sizes = {k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")}
     packed = fill.simulate(lengths, s["mixture"], **sizes, window=config["data"]["window"])
     bound = fill.bound(lengths, s["mixture"], length=s["length"])
-    examples = [example for row in packed.rows for example in row]
-    pictures = lambda kind: sum(len(getattr(e, kind)) for e in examples)
-    tokens = sum(len(e.tokens) for e in examples)
-    texts = [e for e in examples if e.task != TASKS.index("generation")]
+    positions = packed.groups * s["rows"] * s["length"]
     side = model["understanding"]["encoder"]["image_size"] // model["understanding"]["encoder"]["patch_size"]
-    useful = {
-        "tokens": tokens, "attended": sum(len(e.tokens) * (len(e.tokens) + 1) // 2 for e in examples), "cached": True,
-        "text_targets": sum(len(e.tokens) - len(e.und_images) * (side**2 + 2) - 1 for e in texts),
-        "und_pictures": pictures("und_images"), "gen_pictures": pictures("gen_images"),
-    }  # fmt: skip
+    useful = fill.expected(lengths, s["mixture"], tokens=packed.token_fill * positions, picture_tokens=side**2)
+    useful["cached"] = True
     executed = useful | {
-        "tokens": packed.groups * s["rows"] * s["length"],
+        "tokens": positions,
         "und_pictures": packed.groups * s["und_slots"],
         "gen_pictures": packed.groups * s["gen_slots"],
     }
-    generation = model["generation"]
     trains = lambda path: not path.startswith(("generation/tokenizer", "understanding/encoder"))
-    picture = pick_path(generation["kind"]).flops(
-        generation,
-        embed_dim=model["llm"]["embed_dim"],
-        encoder=flops.encoder(model["understanding"]["encoder"]),
-        trains=trains,
-    )
-    count = lambda stats: sum(
-        flops.step(stats, llm=model["llm"], understanding=model["understanding"], picture=picture, trains=trains).values()
-    )
+    count = lambda stats: sum(assembly.step_flops(config, stats, trains=trains).values())
     return {
         "groups": packed.groups, "token_fill": packed.token_fill, "token_bound": bound,
         "share_of_bound": packed.token_fill / bound, "slot_fill": packed.slot_fill,

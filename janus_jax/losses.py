@@ -30,12 +30,12 @@ def text_cross_entropy(hidden, *, head, targets, weights, chunk=512):
     chunks = padded.reshape(s, -1, chunk).swapaxes(0, 1)  # [chunks, S, chunk]
     take = lambda x, where, fill: jax.vmap(lambda x, w: x.at[w].get(mode="fill", fill_value=fill))(x, where)
 
-    @jax.checkpoint
     def score(hidden, targets, weights):
         logits = head(hidden).astype(jnp.float32)
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
         return losses * weights, (jnp.argmax(logits, axis=-1) == targets) * weights
 
+    @jax.checkpoint  # around the condition: a branch would keep its own copy of the head for every chunk
     def body(_, where):
         w = take(weights, where, 0.0)
         blank = lambda h, t, w: (jnp.zeros_like(w), jnp.zeros_like(w))

@@ -11,25 +11,14 @@ import tensorboardX
 from absl import logging
 from rich import progress
 
-PEAK = {  # bf16 FLOP/s of one chip, public figures
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from janus_jax import chips
 
 
 def peak_flops():
     """FLOP/s that MFU is a share of, over all devices; on CPU the rate of a jitted fp32 product, best of 15."""
     kind = jax.devices()[0].device_kind
-    known = [rate for name, rate in PEAK.items() if kind.startswith(name)]
-    if known:
-        return known[0] * jax.device_count()
+    if known := chips.of(kind).peak:
+        return known * jax.device_count()
     a, b = jnp.ones((4096, 512)), jnp.ones((512, 1408))
     product = jax.jit(jnp.matmul)
     best = float("inf")

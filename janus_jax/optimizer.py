@@ -1,9 +1,13 @@
 """AdamW or Muon with clipping and the papers' schedules, over the trainable parameters only."""
 
+import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
 from janus_jax.errors import UserError
+
+MOMENTS = ("float32", "bfloat16")
 
 
 def schedule(*, lr, steps, warmup, decay):
@@ -23,7 +27,7 @@ def schedule(*, lr, steps, warmup, decay):
     raise UserError(f"A stage's decay is {decay!r}; known: ['constant', 'cosine'].")
 
 
-def make(learning_rate, *, kind, b1, b2, eps, weight_decay, clip, abstract, axes):
+def make(learning_rate, *, kind, b1, b2, eps, weight_decay, clip, moments, abstract, axes):
     """The optimizer: 'adamw' (Janus, table 2: betas 0.9 and 0.95, gradient clip 1.0) or 'muon', for nets from scratch.
 
     Muon (Jordan 2024) orthogonalises the momentum of every matrix between two hidden spaces; tables, heads, norms and
@@ -35,11 +39,15 @@ def make(learning_rate, *, kind, b1, b2, eps, weight_decay, clip, abstract, axes
       b1, b2, eps: Adam's.
       weight_decay: on matrices and tables; norms and biases, whatever stack they are in, do not decay.
       clip: global norm of the trainable gradients.
+      moments: dtype that Adam's and Muon's moments are held in between steps, 'float32' or 'bfloat16'; the step
+        computes in fp32.
       abstract, axes: {path: ShapeDtypeStruct} and {path: logical axes of the trailing dimensions}, as a Network has.
 
     Raises:
-      UserError: for another kind.
+      UserError: for another kind or dtype.
     """
+    if moments not in MOMENTS:
+        raise UserError(f"--config.optimizer.moments is {moments!r}; known: {list(MOMENTS)}.")
     if kind == "adamw":
         direction = optax.scale_by_adam(b1, b2, eps)
     elif kind == "muon":
@@ -59,10 +67,21 @@ def make(learning_rate, *, kind, b1, b2, eps, weight_decay, clip, abstract, axes
     decays = lambda params: {path: not path.endswith(("/bias", "/scale")) for path in params}
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        direction,
+        direction if moments == "float32" else _held_in(direction, jnp.dtype(moments)),
         optax.add_decayed_weights(weight_decay, mask=decays),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _held_in(transform, dtype):
+    """A transform whose fp32 state is held in another dtype between its updates."""
+    cast = lambda tree, old, new: jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
+
+    def update(updates, state, params=None):
+        updates, state = transform.update(updates, cast(state, dtype, jnp.float32), params)
+        return updates, cast(state, jnp.float32, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(transform.init(params), jnp.float32, dtype), update)
 
 
 def _sides(path, ndim, axes):

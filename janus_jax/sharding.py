@@ -1,7 +1,7 @@
 """The one table from logical axes to mesh axes, and everything that turns it into shardings.
 
 Layers name the logical axes of a parameter where they make it; nothing outside this file knows the mesh axes.
-Mesh axes: `data` (slices on a slow network), `fsdp` (parameters and batch), `tensor` (heads, MLP, vocabulary).
+Mesh axes: `data` (slices or nodes on a slow network), `fsdp` (parameters and batch), `tensor` (heads, MLP, vocabulary).
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.errors import UserError
 
@@ -18,6 +18,7 @@ AXES = ("data", "fsdp", "tensor")
 RULES = {  # logical axis -> mesh axis
     # activations
     "batch": ("data", "fsdp"),
+    "slices": "data",
     "length": None,
     "act_embed": None,
     # transformer weights
@@ -30,39 +31,69 @@ RULES = {  # logical axis -> mesh axis
     "head_dim": None,
     "norm": None,
     "position": None,
-    # picture nets and code tables: small or frozen, replicated
+    # picture nets and code tables: the wide convolutions are cut, the rest is small
     "pixel": None,
     "code_dim": None,
-    "codes": None,
+    "codes": "fsdp",
     "conv_in": None,
-    "conv_out": None,
+    "conv_out": "fsdp",
     "window": None,
 }
+WHERE_IT_DIVIDES = ("conv_out", "codes")  # narrow nets stay whole on large meshes
+
+
+def mesh_sizes(count, *, data, fsdp, tensor):
+    """Sizes (data, fsdp, tensor) of a mesh of so many devices; one may be -1 and takes what is left.
+
+    Raises:
+      UserError: when they do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    if -1 in sizes:
+        rest = math.prod(s for s in sizes if s != -1)
+        if sizes.count(-1) > 1 or count % rest:
+            raise UserError(
+                f"Mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} devices; "
+                "the fixed sizes must divide their number and one size at most may be -1."
+            )
+        sizes[sizes.index(-1)] = count // rest
+    if math.prod(sizes) != count:
+        raise UserError(
+            f"Mesh data={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} needs {math.prod(sizes)} devices, "
+            f"there are {count}."
+        )
+    return tuple(sizes)
 
 
 def make_mesh(*, data=1, fsdp=-1, tensor=1, devices=None):
     """Makes the `data x fsdp x tensor` mesh; one size may be -1 and takes the devices that are left.
 
+    Slices of a pod, which a slow network joins, lie along `data`.
+
     Raises:
-      UserError: when the sizes do not multiply to the number of devices.
+      UserError: when the sizes do not multiply to the number of devices, or slices would cut `fsdp` or `tensor`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
-    if -1 in sizes:
-        rest = math.prod(s for s in sizes if s != -1)
-        if sizes.count(-1) > 1 or len(devices) % rest:
-            raise UserError(
-                f"Mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {len(devices)} devices; "
-                "the fixed sizes must divide their number and one size at most may be -1."
-            )
-        sizes[sizes.index(-1)] = len(devices) // rest
-    if math.prod(sizes) != len(devices):
+    sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
+    slices = 1  # nodes of GPUs lie in order
+    if devices[0].platform == "tpu":
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
         raise UserError(
-            f"Mesh data={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} needs {math.prod(sizes)} devices, "
-            f"there are {len(devices)}."
+            f"Mesh data={sizes[0]} over {slices} slices: the network between slices is slow, so data must be a multiple of "
+            "their number (--config.mesh.data)."
         )
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if slices > 1:
+        inside = (sizes[0] // slices, *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_mesh(*sizes):
+    """The `data x fsdp x tensor` mesh of these sizes without any devices, to plan on."""
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_divisor(mesh):
@@ -98,6 +129,9 @@ def param_shardings(mesh, abstract, axes):
         spec = _spec(axes[path], ndim=len(leaf.shape), name=path)
         for size, mesh_axis in zip(leaf.shape, spec, strict=True):
             if mesh_axis and size % mesh.shape[mesh_axis]:
+                if set(axes[path]) & set(WHERE_IT_DIVIDES):
+                    spec = PartitionSpec()
+                    break
                 raise UserError(
                     f"{path}: size {size} of {leaf.shape} does not divide over {mesh_axis}={mesh.shape[mesh_axis]}; "
                     "choose another mesh (--config.mesh in training)."
@@ -135,3 +169,53 @@ def constrain(x, *axes):
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(axes, ndim=x.ndim, name="activation"))
+
+
+def per_device(function, *, inputs, output, over=None):
+    """A function that every device runs on its own part of the arrays; without a mesh, the function itself.
+
+    Args:
+      function: what takes and returns arrays, kernels say, that XLA cannot cut by itself.
+      inputs: logical axes of each argument.
+      output: logical axes of what it returns, or a tuple of them.
+      over: a logical axis whose mesh axes alone are cut so, the others staying XLA's; all of them without it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    spec = lambda axes: _spec(axes, ndim=len(axes), name="activation")
+    outputs = spec(output) if isinstance(output[0], str) else tuple(map(spec, output))
+    names = set(mesh.axis_names if over is None else RULES[over])
+    specs = dict(in_specs=tuple(map(spec, inputs)), out_specs=outputs, axis_names=names)
+    return jax.shard_map(function, **specs, check_vma=False)
+
+
+def in_turn(function, pictures, *, pixels=2 * 384**2):
+    """Runs a net over pictures a few at a time on every device, since feature maps at full resolution are large.
+
+    Args:
+      function: uint8[m, h, w, 3] -> arrays with m in front.
+      pictures: uint8[M, h, w, 3], whose M is dealt out over the devices.
+      pixels: at most so many at once on a device, or one picture.
+
+    Returns:
+      what the function returns for all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty or len(pictures) % batch_divisor(mesh) else batch_divisor(mesh)
+    each = len(pictures) // parts
+    fitting = max(1, pixels // math.prod(pictures.shape[1:3]))
+    if each <= fitting:
+        return function(pictures)
+    few = max(n for n in range(1, fitting + 1) if each % n == 0)
+    turns = pictures.reshape(parts, each // few, few, *pictures.shape[1:]).swapaxes(0, 1)
+    merged = lambda x: x.reshape(-1, *x.shape[2:])
+    split = lambda x: x.reshape(parts, few, *x.shape[1:])
+    done = jax.lax.map(lambda turn: jax.tree.map(split, function(merged(turn))), turns)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(pictures), *x.shape[3:]), done)
+
+
+def device_kind():
+    """What the program that is being traced will run on, in jax's words: 'TPU v5 lite', 'NVIDIA H100 80GB HBM3', 'cpu'."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from janus_jax import assembly, caches, checkpoint, cli, flops, sharding, stages, train_step
+from janus_jax import assembly, caches, checkpoint, cli, sharding, stages, states, train_step
 from janus_jax.data.pipeline import Prefetch
 from janus_jax.errors import UserError
 from janus_jax.eval.samples import Sampler
@@ -128,15 +128,10 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
             "stage": stage, "stage_start": stage_start, "config": cli.plain(config), "mixtures": mixtures,
             "tokenizer": tokenizer.text,
         }  # fmt: skip
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        step = train_step.make(
-            network, tx, learning_rate=rate, microbatches=s["microbatches"], seed=assembly.stage_seed(config, stage),
-            ema_decay=config["ema"],
-        )  # fmt: skip
-        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+        step = states.jit_step(config, stage, network, tx, rate, state=state, mesh=mesh)
         settle = lambda state, batch: state
         if stage == stages.TOKENIZER:  # at every checkpoint, so that a stage may start from any of them
-            settle = jax.jit(train_step.make_settle(network), out_shardings=shardings)
+            settle = jax.jit(train_step.make_settle(network), out_shardings=jax.tree.map(lambda x: x.sharding, state))
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
         sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
         try:
@@ -151,7 +146,7 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
 
 def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, preempted):
     """Steps to the end of the stage. Metrics are read one step late, when the next step is already on its way."""
-    count_flops = _flops_counter(config, state)
+    trains = lambda prefix: any(path.startswith(prefix) for path in state.trainable)
     peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
     progress = Progress(f"stage {stage}", done=done, total=last)
     data = Prefetch(pipeline)
@@ -162,7 +157,7 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
         number, packed, metrics = late
         values = readable(jax.device_get(metrics))
         seconds, before = time.perf_counter() - before, time.perf_counter()
-        useful = count_flops(packed.stats)
+        useful = sum(assembly.step_flops(config, packed.stats, trains=trains).values())
         skipped = values.pop("skipped")
         values |= {k: packed.stats[k] for k in ("token_fill", "slot_fill", "ratio")}
         values |= {f"epochs/{name}": round(share, 4) for name, share in packed.stats["epochs"].items()}
@@ -215,7 +210,7 @@ def _save(writer, number, state, about):
 def _begin(saved, config, stage, network, tx, mesh):
     """A stage's first state: parameters of the stage before or of init_from, fresh ones where allowed."""
     origins = [saved] if saved else [checkpoint.open_saved(path) for path in filter(None, config["init_from"].split(","))]
-    abstract = _abstract_params(config, stage, network, mesh)
+    abstract = states.abstract_params(config, stage, network, mesh)
     loaded = {}
     for origin in origins:
         held = checkpoint.param_structs(origin)
@@ -235,7 +230,7 @@ def _begin(saved, config, stage, network, tx, mesh):
     trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
     replicated = sharding.replicated(mesh)
     zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), replicated)
-    opt_state = jax.jit(tx.init, out_shardings=_optimizer_shardings(tx, trainable, mesh))(trainable)
+    opt_state = jax.jit(tx.init, out_shardings=states.optimizer_shardings(tx, trainable, mesh))(trainable)
     ema = {p: jnp.copy(a) for p, a in trainable.items()} if config["ema"] else {}
     return TrainState(zero(), trainable, frozen, opt_state, ema, zero())
 
@@ -262,49 +257,25 @@ def _check_missing(missing, origins, config, stage):
     raise UserError(f"{where} has no {lacking}. To start them fresh, add their names to --config.init_fresh.")
 
 
-def _abstract_params(config, stage, network, mesh):
-    """{path: ShapeDtypeStruct} as the stage holds its parameters."""
-    _, frozen = stages.split(network.abstract, assembly.frozen_patterns(config, stage))
-    dtypes = assembly.held_dtypes(network, config, frozen=frozen)
-    places = sharding.param_shardings(mesh, network.abstract, network.axes)
-    struct = lambda p, a: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p])
-    return {path: struct(path, a) for path, a in network.abstract.items()}
-
-
-def _optimizer_shardings(tx, trainable, mesh):
-    """Moments lie where their parameters lie, counters everywhere."""
-
-    def place(keys, leaf):
-        names = [k.key for k in keys if isinstance(k, jax.tree_util.DictKey) and k.key in trainable]
-        like = names and trainable[names[-1]].shape == leaf.shape
-        return trainable[names[-1]].sharding if like else sharding.replicated(mesh)
-
-    return jax.tree.map_with_path(place, jax.eval_shape(tx.init, trainable))
-
-
 def _resume(saved, config, stage, network, tx, mesh):
     """The state a checkpoint of this very stage holds, on today's mesh."""
-    abstract = _abstract_params(config, stage, network, mesh)
-    trainable, frozen = stages.split(abstract, assembly.frozen_patterns(config, stage))
-    places = _optimizer_shardings(tx, trainable, mesh)
-    opt_state = jax.tree.map(checkpoint.abstract_like, jax.eval_shape(tx.init, trainable), places)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
-    wanted = {"opt_state": opt_state, "step": scalar, "skipped": scalar}
-    params = checkpoint.load_params(saved, abstract)
-    restored = checkpoint.load_optimizer(saved, wanted)
+    wanted = states.abstract_state(config, stage, network, tx, mesh)
+    params = checkpoint.load_params(saved, wanted.trainable | wanted.frozen)
+    restored = checkpoint.load_optimizer(saved, {name: getattr(wanted, name) for name in ("opt_state", "step", "skipped")})
     return TrainState(
         step=restored["step"],
-        trainable={p: params[p] for p in trainable},
-        frozen={p: params[p] for p in frozen},
+        trainable={p: params[p] for p in wanted.trainable},
+        frozen={p: params[p] for p in wanted.frozen},
         opt_state=restored["opt_state"],
-        ema=checkpoint.load_ema(saved, {p: abstract[p] for p in trainable} if config["ema"] else {}),
+        ema=checkpoint.load_ema(saved, wanted.ema),
         skipped=restored["skipped"],
     )
 
 
 def _check_room(config, stage, network, mesh):
     """Says before anything runs when data lack or the state cannot fit: 16 bytes where it trains, 20 with EMA."""
-    trainable, frozen = stages.split(_abstract_params(config, stage, network, mesh), assembly.frozen_patterns(config, stage))
+    params = states.abstract_params(config, stage, network, mesh)
+    trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
     size = lambda leaf, width: width * math.prod(leaf.sharding.shard_shape(leaf.shape))
     each = 20 if config["ema"] else 16  # parameter, two moments, gradient, average
     need = sum(size(a, each) for a in trainable.values()) + sum(size(a, a.dtype.itemsize) for a in frozen.values())
@@ -388,19 +359,6 @@ def _check_same(saved, config, stage):
             f"Stage {stage} is under way and config.{changed[0]} has changed from {before.get(changed[0])} to "
             f"{now[changed[0]]}; keep it, or start the stage anew in another --workdir with --config.init_from."
         )
-
-
-def _flops_counter(config, state):
-    """Packed statistics -> useful FLOPs of a step."""
-    model, trainable = config["model"], tuple(state.trainable)
-    trains = lambda prefix: any(p.startswith(prefix) for p in trainable)
-    llm, understanding, generation = (model[part] for part in ("llm", "understanding", "generation"))
-    eyes = flops.encoder(understanding["encoder"])
-    path = pick_path(generation["kind"])
-    picture = path.flops(generation, embed_dim=llm["embed_dim"], encoder=eyes, trains=trains)
-    return lambda stats: sum(
-        flops.step(stats, llm=llm, understanding=understanding, picture=picture, trains=trains).values()
-    )
 
 
 def _describe(state, mesh, resumed, start):

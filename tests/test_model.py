@@ -75,7 +75,7 @@ def test_counts_are_those_of_the_batch(config):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_weight_decay_spares_norms_and_biases(config, kind):
     network, _ = first_batch(config)
-    rest = dict(b1=0.9, b2=0.95, eps=1e-8, clip=1.0, abstract=network.abstract, axes=network.axes)
+    rest = dict(b1=0.9, b2=0.95, eps=1e-8, clip=1.0, moments="float32", abstract=network.abstract, axes=network.axes)
     tx = optimizer.make(lambda _: 0.1, kind=kind, weight_decay=0.5, **rest)
     params = params_of(network)
     params = {p: jnp.ones_like(a) for p, a in params.items()}
@@ -88,7 +88,9 @@ def test_weight_decay_spares_norms_and_biases(config, kind):
 def test_muon_orthogonalises_the_matrices_between_hidden_spaces(config):
     network, _ = first_batch(config)
     shapes = dict(abstract=network.abstract, axes=network.axes)
-    tx = optimizer.make(lambda _: 1.0, kind="muon", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1e9, **shapes)
+    tx = optimizer.make(
+        lambda _: 1.0, kind="muon", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1e9, moments="float32", **shapes
+    )
     params, rng = params_of(network), np.random.default_rng(0)
     spectrum = np.geomspace(1, 30, 16)
     grads = {p: rng.normal(size=a.shape).astype(np.float32) for p, a in params.items()}

@@ -30,14 +30,12 @@ class Fill(NamedTuple):
       token_fill, slot_fill: shares of positions and of picture slots that are used.
       examples: mean number in a group, by task.
       groups: how many were packed.
-      rows: the examples of each row, lists of (task, tokens, pictures), for who wants more.
     """
 
     token_fill: float
     slot_fill: float
     examples: dict
     groups: int
-    rows: list
 
 
 def budgets(table, mixture, *, rows, length):
@@ -96,7 +94,35 @@ def simulate(table, mixture, *, rows, length, und_slots, gen_slots, window=128, 
     pictures = sum(len(e.und_images) + len(e.gen_images) for row in held for e in row)
     count = {task: sum(e.task == i for row in held for e in row) / groups for i, task in enumerate(TASKS)}
     slots = groups * (und_slots + gen_slots)
-    return Fill(tokens / (groups * rows * length), pictures / slots if slots else 1.0, count, groups, held)
+    return Fill(tokens / (groups * rows * length), pictures / slots if slots else 1.0, count, groups)
+
+
+def expected(table, mixture, *, tokens, picture_tokens):
+    """The statistics of a batch that holds so many real tokens of this mixture, on average.
+
+    Args:
+      table: {task: Lengths}.
+      mixture: shares in the order of TASKS.
+      tokens: real positions.
+      picture_tokens: T of a picture to understand, for the targets behind it.
+
+    Returns:
+      dict as `data.pipeline` measures it: tokens, attended, text_targets, und_pictures, gen_pictures, cached.
+    """
+    shares = dict(zip(TASKS, np.array(mixture, float) / sum(mixture), strict=True))
+    mean = lambda of: sum(share * float(np.mean(of(task, table[task]))) for task, share in shares.items() if share)
+    examples = tokens / mean(lambda _, of: of.tokens)
+    around = {"understanding": 3, "text": 1}  # BOS, and BOI and EOI; the last token has no target of its own
+    targets = lambda task, of: of.tokens - picture_tokens * of.pictures - around[task] if task in around else 0 * of.tokens
+    pictures = lambda kind: examples * mean(lambda task, of: of.pictures * (task == kind))
+    return {
+        "tokens": tokens,
+        "attended": examples * mean(lambda _, of: of.tokens * (of.tokens + 1) / 2),
+        "text_targets": examples * mean(targets),
+        "und_pictures": pictures("understanding"),
+        "gen_pictures": pictures("generation"),
+        "cached": False,
+    }
 
 
 def _stand_in(table, task, k):

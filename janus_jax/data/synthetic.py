@@ -57,7 +57,7 @@ def table(dims):
     }
 
 
-def realistic(*, picture=576, length=4096, points=120):
+def realistic(*, und_tokens=576, gen_tokens=576, length=4096, points=120):
     """Lengths of the same form at 384 px and rows of 4096: quantiles of lognormals.
 
     Captions and answers of median 60, texts of median 400 cut at a row, prompts of median 40 tokens.
@@ -69,9 +69,9 @@ def realistic(*, picture=576, length=4096, points=120):
 
     ones, none = np.ones(points, int), np.zeros(points, int)
     return {
-        "understanding": Lengths(quantiles(60, 0.7, 8, length - picture - 2) + picture + 2, ones),
+        "understanding": Lengths(quantiles(60, 0.7, 8, length - und_tokens - 2) + und_tokens + 2, ones),
         "text": Lengths(quantiles(400, 1.0, 16, length), none),
-        "generation": Lengths(quantiles(40, 0.6, 8, 500) + picture + 1, ones),
+        "generation": Lengths(quantiles(40, 0.6, 8, min(500, length - gen_tokens - 1)) + gen_tokens + 1, ones),
     }
 
 

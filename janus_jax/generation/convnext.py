@@ -81,7 +81,7 @@ class ConvNeXtBlock(nnx.Module):
         self.widen = Linear(rngs, dim, 4 * dim, axes=("conv_in", "mlp"))
         self.grn = GRN(rngs, 4 * dim)
         self.narrow = Linear(rngs, 4 * dim, dim, axes=("mlp", "conv_out"))
-        self.modulate = Linear(rngs, time_dim, 2 * dim, axes=("embed", "conv_out"))
+        self.modulate = Linear(rngs, time_dim, 2 * dim, axes=("embed", "embed_out"))
 
     def __call__(self, x, time):
         """float[M, h, w, C] and the time's embedding float[M, D] -> float[M, h, w, C]."""

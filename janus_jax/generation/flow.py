@@ -14,7 +14,7 @@ import optax
 from einops import rearrange
 from flax import nnx
 
-from janus_jax import flops
+from janus_jax import flops, sharding
 from janus_jax.errors import UserError
 from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
 from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
@@ -170,7 +170,8 @@ class FlowPath(GenerationPath):
             if pictures.latents.shape[1:] != (shape := (vae.channels, side, side)):
                 raise UserError(f"Cached latents are {pictures.latents.shape[1:]}, the model draws {shape}; make them anew.")
             return rearrange(pictures.latents, "m c h w -> m h w c").astype(jnp.float32)
-        latents, logvar = vae.encode(to_float(pictures.images, jnp.float32))
+        read = lambda images: vae.encode(to_float(images, jnp.float32))
+        latents, logvar = sharding.in_turn(read, pictures.images)
         if self.nets.sample_latents:
             noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:]))(keys)
             latents = latents + jnp.exp(logvar / 2) * noise

@@ -1,5 +1,6 @@
 """SDXL's variational autoencoder: pictures to Gaussian latents, 8x down, and back (diffusers' AutoencoderKL)."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -11,7 +12,8 @@ from janus_jax.layers.linear import ones, param
 class VAE(nnx.Module):
     """Encoder, decoder, the 1x1 convolutions around the latents, and their scale, 1 / their standard deviation.
 
-    Moments and latents here are unscaled; SDXL's scale is 0.13025.
+    Moments and latents here are unscaled; SDXL's scale is 0.13025. Products
+    are of the highest precision, also where a device would round them by itself.
     """
 
     def __init__(self, rngs, *, widths, num_res_blocks, latent_channels, num_groups=32):
@@ -32,11 +34,13 @@ class VAE(nnx.Module):
         self.post_quant_conv = Conv(rngs, latent_channels, latent_channels, window=1)
         self.scale = param(rngs, (), (), ones)
 
+    @jax.default_matmul_precision("highest")
     def encode(self, pixels):
         """float[M, h, w, 3] in [-1, 1] -> mean and log variance of the posterior, float[M, h/8, w/8, c] each."""
         mean, logvar = jnp.split(self.quant_conv(self.encoder(pixels)), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
+    @jax.default_matmul_precision("highest")
     def decode(self, latents):
         """float[M, h/8, w/8, c] -> pixels float[M, h, w, 3], not clipped."""
         return self.decoder(self.post_quant_conv(latents))

@@ -20,7 +20,10 @@ def normalize(x, eps=1e-12):
 
 
 class VQTokenizer(nnx.Module):
-    """Pictures to code ids and back. A fresh codebook is normal; only its directions matter."""
+    """Pictures to code ids and back. A fresh codebook is normal; only its directions matter.
+
+    Products are of the highest precision: fp32 alone would still let TPUs and GPUs round what they multiply, and ids change.
+    """
 
     def __init__(
         self, rngs, *, base_channels, channel_mult, num_res_blocks, z_channels, codebook_size, codebook_dim, num_groups=32
@@ -34,21 +37,25 @@ class VQTokenizer(nnx.Module):
         axes = ("codes", "code_dim")
         self.codebook = param(rngs, (codebook_size, codebook_dim), axes, nnx.initializers.normal(1.0))
 
+    @jax.default_matmul_precision("highest")
     def encode(self, pixels):
         """float[M, h, w, 3] in [-1, 1] -> vectors before normalisation, float[M, h', w', code dim]."""
         return self.quant_conv(self.encoder(pixels))
 
+    @jax.default_matmul_precision("highest")
     def nearest(self, vectors):
         """Ids of the nearest codes: float[M, h', w', code dim] -> int32[M, T], row-major."""
         scores = jnp.einsum("mhwc,kc->mhwk", normalize(vectors), normalize(self.codebook[...]))
         return rearrange(jnp.argmax(scores, axis=-1), "m h w -> m (h w)").astype(jnp.int32)
 
+    @jax.default_matmul_precision("highest")
     def decode(self, codes):
         """Code ids int32[M, T] of square pictures -> pixels float[M, h, w, 3], not clipped."""
         side = int(codes.shape[-1] ** 0.5)
         vectors = normalize(self.codebook[...])[codes]
         return self.decoder(self.post_quant_conv(rearrange(vectors, "m (h w) c -> m h w c", h=side)))
 
+    @jax.default_matmul_precision("highest")
     def reconstruct(self, pixels, used):
         """Training pass with straight-through gradients.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from janus_jax import flops
+from janus_jax import flops, sharding
 from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
 from janus_jax.generation.vq import VQTokenizer, normalize
 from janus_jax.layers.linear import Mlp, param
@@ -54,7 +54,7 @@ class VQNets(VQTokenizerNets):
         codes, dim = tokenizer["codebook_size"], tokenizer["codebook_dim"]
         self.embed = param(rngs, (codes, dim), ("codes", "code_dim"), nnx.initializers.normal(dim**-0.5))
         self.adaptor = Mlp(rngs, dim, embed_dim, embed_dim, axes=("code_dim", "embed_out", "embed"))
-        self.head = Mlp(rngs, embed_dim, embed_dim, codes, axes=("embed", "embed_out", "vocab"))
+        self.head = Mlp(rngs, embed_dim, embed_dim, codes, axes=("embed_out", "embed", "vocab"))
 
 
 class VQPath(GenerationPath):
@@ -90,7 +90,8 @@ class VQPath(GenerationPath):
     def encode(self, images):
         """uint8[M, h, w, 3] -> ids int32[M, T]."""
         tokenizer = self.nets.tokenizer
-        return jax.lax.stop_gradient(tokenizer.nearest(tokenizer.encode(to_float(images, jnp.float32))))
+        read = lambda images: tokenizer.nearest(tokenizer.encode(to_float(images, jnp.float32)))
+        return jax.lax.stop_gradient(sharding.in_turn(read, images))
 
     def cache(self, pictures):
         """Codes, which stand instead of the picture."""

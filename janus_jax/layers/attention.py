@@ -1,4 +1,4 @@
-"""Attention: the one function that every transformer in the house calls, and rotary positions."""
+"""Plain attention under any mask, rotary positions, and the projections around them."""
 
 import chex
 import jax
@@ -7,23 +7,6 @@ from einops import rearrange
 from flax import nnx
 
 from janus_jax.layers.linear import lecun_normal, param, trailing, zeros
-
-
-def segment_mask(segment_ids):
-    """Causal mask inside each packed example.
-
-    Args:
-      segment_ids: int32[B, L], 0 is padding.
-
-    Returns:
-      bool[B, 1, L, L], True where a query (row) may look at a key (column). Padding looks at itself, so that its
-      outputs stay finite, and nothing else looks at padding.
-    """
-    length = segment_ids.shape[-1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    real = (segment_ids > 0)[:, None, :]
-    causal = jnp.tril(jnp.ones((1, length, length), bool))
-    return ((same & real & causal) | jnp.eye(length, dtype=bool)[None])[:, None]
 
 
 def attention(q, k, v, *, mask=None):

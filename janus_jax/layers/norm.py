@@ -12,7 +12,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, rngs, dim, *, eps):
         self.eps = eps
-        self.scale = param(rngs, (dim,), ("norm",), ones)
+        self.scale = param(rngs, (dim,), ("embed",), ones)
 
     def __call__(self, x):
         """float[..., D] -> float[..., D]."""

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from janus_jax import sharding
 from janus_jax.batch import TASKS
 from janus_jax.errors import UserError
 from janus_jax.generation import PATHS
 from janus_jax.generation.base import Pictures, to_float
 from janus_jax.layers.linear import Linear, Mlp, param, trailing, zeros
-from janus_jax.losses import text_cross_entropy
 from janus_jax.models.interleave import extract, insert
 from janus_jax.models.llama import Llama
 from janus_jax.models.siglip import Siglip
@@ -42,7 +42,7 @@ class Understanding(nnx.Module):
         self.begin = param(rngs, (embed_dim,), ("embed",), zeros) if begin else None
         self.lead = int(begin)  # positions before the first feature
         if adaptor == "mlp":
-            self.adaptor = Mlp(rngs, encoder["embed_dim"], embed_dim, embed_dim, axes=(None, "embed_out", "embed"))
+            self.adaptor = Mlp(rngs, encoder["embed_dim"], embed_dim, embed_dim, axes=(None, "embed", "embed_out"))
         else:
             self.adaptor = Linear(rngs, encoder["embed_dim"], embed_dim, axes=("embed_out", "embed"))
 
@@ -52,7 +52,7 @@ class Understanding(nnx.Module):
 
     def __call__(self, pictures, *, dtype):
         """uint8[M, h, w, 3] -> float[M, lead + T, D]."""
-        features = self.adaptor(self.look(pictures, dtype=dtype))
+        features = sharding.constrain(self.adaptor(self.look(pictures, dtype=dtype)), "batch", "length", "act_embed")
         if self.begin is None:
             return features
         begin = jnp.broadcast_to(trailing(self.begin, features), (len(features), 1, features.shape[-1]))
@@ -153,7 +153,7 @@ class Janus(nnx.Module):
 
         flat = lambda a: rearrange(a, "s r l -> s (r l)")
         targets = flat(jnp.roll(batch.tokens, -1, axis=-1))
-        text, hits = text_cross_entropy(x, head=self.llm.head, targets=targets, weights=flat(batch.text_weights))
+        text, hits = self.llm.score_text(x, targets=targets, weights=flat(batch.text_weights))
         read = lambda a: join(extract(a, start=batch.gen_start, length=path.num_tokens, shift=path.read_shift))
         pictures, extra = path.loss(read(x), None if tapped is None else read(tapped), prepared, kept)
         pictures = jnp.where(used.reshape(-1), pictures, 0)

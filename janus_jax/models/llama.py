@@ -9,14 +9,16 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from janus_jax import sharding
 from janus_jax.errors import UserError
-from janus_jax.layers.attention import Attention, attention, rotate, segment_mask
+from janus_jax.layers.attention import Attention, rotate
 from janus_jax.layers.linear import Linear, SwiGLU, param
 from janus_jax.layers.norm import RMSNorm
-
-REMAT = ("none", "block")
+from janus_jax.layers.packed import packed_attention
+from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
+from janus_jax.losses import text_cross_entropy
 
 
 class Block(nnx.Module):
@@ -74,9 +76,8 @@ class Llama(nnx.Module):
         norm_eps=1e-6,
         remat="block",
     ):
-        if remat not in REMAT:
-            raise UserError(f"config.model.llm.remat is {remat!r}; known: {list(REMAT)}.")
-        self.remat, self.num_layers = remat, num_layers
+        """`remat` is a policy of `layers.remat`; the rest are the sizes of the released config."""
+        self.remat, self.num_layers = known(remat), num_layers
         block = functools.partial(
             Block,
             embed_dim=embed_dim,
@@ -93,8 +94,34 @@ class Llama(nnx.Module):
 
     def embed_tokens(self, tokens, *, dtype):
         """int32[...] -> float[..., D] in `dtype`."""
-        table = sharding.constrain(self.embed.astype(dtype), "vocab", None)  # gathered over fsdp before the look-up
-        return table[tokens]
+        around = (None,) * (tokens.ndim - 1)  # every device looks all ids up in its own columns, then rows go home
+        rows = sharding.constrain(self.embed[sharding.constrain(tokens, "slices", *around)], "slices", *around, "embed")
+        return sharding.constrain(rows.astype(dtype), "batch", *around, "act_embed")
+
+    def score_text(self, hidden, *, targets, weights):
+        """`losses.text_cross_entropy` of this head, where every device scores its own groups.
+
+        The head travels once, in the dtype of the states, and its gradient adds up in fp32 before it travels back.
+
+        Args:
+          hidden: float[S, P, D].
+          targets: int32[S, P].
+          weights: float32[S, P].
+
+        Returns:
+          losses and hits, float32[S, P].
+        """
+
+        def own(hidden, kernel, targets, weights):
+            wide = kernel.astype(jnp.float32)
+            head = lambda states: states @ wide.astype(states.dtype)
+            return text_cross_entropy(hidden, head=head, targets=targets, weights=weights)
+
+        kernel = sharding.constrain(self.head.kernel.astype(hidden.dtype), "act_embed", "vocab")
+        groups, whole = ("batch", "length"), ("act_embed", "act_embed")
+        inputs = ((*groups, "act_embed"), whole, groups, groups)
+        spread = sharding.per_device(own, inputs=inputs, output=(groups, groups), over="batch")
+        return spread(hidden, jax.lax.optimization_barrier(kernel), targets, weights)
 
     def __call__(self, x, *, positions, segment_ids, tap=None):
         """Hidden states of packed rows after the final norm.
@@ -113,15 +140,16 @@ class Llama(nnx.Module):
             raise UserError(
                 f"The loss asks for the output of block {tap}; config.model.llm.num_layers is {self.num_layers}."
             )
-        attend = functools.partial(attention, mask=segment_mask(segment_ids))
+        attend = functools.partial(packed_attention, segment_ids=segment_ids)
 
         def body(carry, numbered):
             (x, tapped), (number, layer) = carry, numbered
+            x = checkpoint_name(x, BLOCK_INPUT)
             x = sharding.constrain(layer(x, positions=positions, attend=attend), "batch", "length", "act_embed")
             tapped = None if tapped is None else jnp.where(number == tap, x, tapped)
             return (x, tapped), None
 
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
+        body = rematerialise(body, self.remat)
         numbered = (jnp.arange(1, self.num_layers + 1), self.layers)
         carry = (x, None if tap is None else x)
         (x, tapped), _ = jax.lax.scan(body, carry, numbered, unroll=self.remat == "none")

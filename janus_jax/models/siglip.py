@@ -9,10 +9,13 @@ import chex
 import jax
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from janus_jax import sharding
 from janus_jax.layers.attention import Attention, attention
 from janus_jax.layers.linear import Linear, Mlp, param, trailing
 from janus_jax.layers.norm import LayerNorm
+from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
 
 
 class EncoderBlock(nnx.Module):
@@ -37,7 +40,7 @@ class Siglip(nnx.Module):
     def __init__(
         self, rngs, *, image_size, patch_size, num_layers, embed_dim, num_heads, mlp_dim, norm_eps=1e-6, remat="block"
     ):
-        self.image_size, self.patch_size, self.remat = image_size, patch_size, remat
+        self.image_size, self.patch_size, self.remat = image_size, patch_size, known(remat)
         self.num_tokens = (image_size // patch_size) ** 2
         block = functools.partial(EncoderBlock, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_eps=norm_eps)
         self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
@@ -52,8 +55,8 @@ class Siglip(nnx.Module):
         p = self.patch_size
         patches = rearrange(pixels, "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
         x = self.patch(patches)
-        x = x + trailing(self.position, x)
-        body = lambda x, layer: (layer(x), None)
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat == "block" else body
+        place = lambda x: sharding.constrain(x, "batch", "length", "act_embed")
+        x = place(x + trailing(self.position, x))
+        body = rematerialise(lambda x, layer: (place(layer(checkpoint_name(x, BLOCK_INPUT))), None), self.remat)
         x, _ = jax.lax.scan(body, x, self.layers)
         return self.norm(x)

@@ -1,0 +1,97 @@
+"""Causal attention inside packed examples, by the kernel of the device: splash on TPU, Triton on GPU, XLA elsewhere.
+
+All three agree on real positions; on padding each gives something finite of its own.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.gpu import attention as triton_attention
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+from janus_jax import chips, sharding
+from janus_jax.layers.attention import attention
+
+TILE = 128  # kernels want rows of a multiple of this
+HEADS, KV_HEADS = ("batch", "length", "heads", "head_dim"), ("batch", "length", "kv_heads", "head_dim")
+
+
+def packed_attention(q, k, v, *, segment_ids):
+    """Every token looks at its own example up to itself.
+
+    Args:
+      q: float[B, L, N, H] queries.
+      k, v: float[B, L, K, H] keys and values; N is a multiple of K.
+      segment_ids: int32[B, L], 0 is padding.
+
+    Returns:
+      float[B, L, N, H].
+    """
+    kind = sharding.device_kind()
+    kernel = kernel_of(kind, q.shape[1])
+    if kernel is xla:
+        return xla(q, k, v, segment_ids)
+    kernel = functools.partial(kernel, blocks=chips.of(kind).attention_blocks)
+    spread = sharding.per_device(kernel, inputs=(HEADS, KV_HEADS, KV_HEADS, ("batch", "length")), output=HEADS)
+    return spread(q, k, v, segment_ids)
+
+
+def kernel_of(device_kind, length):
+    """The kernel for rows of this length on a device."""
+    if length % TILE:
+        return xla
+    return splash if device_kind.startswith("TPU") else triton if device_kind.startswith("NVIDIA") else xla
+
+
+def segment_mask(queries, keys):
+    """Which keys a stretch of queries may look at.
+
+    Args:
+      queries: int32[B, l] segment ids of the last l positions of the keys.
+      keys: int32[B, P] segment ids, 0 is padding.
+
+    Returns:
+      bool[B, 1, l, P]. Padding looks at itself, so that its outputs stay finite, and nothing else looks at padding.
+    """
+    place = jnp.arange(keys.shape[1])
+    own = place[None] == place[-queries.shape[1] :, None]
+    causal = place[None] <= place[-queries.shape[1] :, None]
+    same = queries[:, :, None] == keys[:, None, :]
+    return ((same & (keys > 0)[:, None, :] & causal[None]) | own[None])[:, None]
+
+
+def xla(q, k, v, segment_ids):
+    """Softmax attention of plain XLA, an eighth of the queries at a time, on keys that are not behind them all."""
+    length, out = q.shape[1], []
+    step = max(TILE, -(-length // 8))
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        mask = segment_mask(segment_ids[:, start:stop], segment_ids[:, :stop])
+        out.append(attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask=mask))
+    return jnp.concatenate(out, axis=1)
+
+
+def splash(q, k, v, segment_ids, *, blocks, interpret=False):
+    """Splash attention (jax.experimental.pallas): the blocks above the diagonal are never touched."""
+    _, length, heads, head_dim = q.shape
+    sizes = {name: min(size, length) for name, size in blocks.items()}
+    kernel = splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
+        block_sizes=splash_attention.BlockSizes(**sizes),
+        interpret=interpret,
+    )
+    one = lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash_attention.SegmentIds(ids, ids))
+    heads_first = lambda x: x.swapaxes(1, 2)
+    out = jax.vmap(one)(heads_first(q * head_dim**-0.5), heads_first(k), heads_first(v), segment_ids)
+    return heads_first(out)
+
+
+def triton(q, k, v, segment_ids, *, blocks, interpret=False):
+    """Flash attention in Triton (jax.experimental.pallas), which needs as many heads of keys as of queries."""
+    groups = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v)) if groups > 1 else (k, v)
+    sizes = triton_attention.BlockSizes(**blocks)
+    return triton_attention.mha(
+        q, k, v, segment_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, block_sizes=sizes, interpret=interpret
+    )

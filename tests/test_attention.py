@@ -1,0 +1,84 @@
+"""Attention inside packed rows: the kernels of TPU and GPU, interpreted on CPU, beside a plain sum over keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax import chips
+from janus_jax.layers import packed
+
+TPU = {name: 128 for name in chips.CHIPS["TPU v5"].attention_blocks}  # many blocks also in short rows
+GPU = chips.CHIPS["NVIDIA H100"].attention_blocks
+
+
+def case(*, heads, kv_heads, length=256, head_dim=64):
+    """q, k, v and segment ids of two rows: examples of odd lengths, padding inside and at the end."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, length, heads, head_dim), (2, length, kv_heads, head_dim), (2, length, kv_heads, head_dim))
+    q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    rows = [[(1, 37), (2, 130), (0, 9), (3, 60)], [(1, length)]]
+    ids = [np.repeat(*zip(*row, strict=True)) for row in rows]
+    return q, k, v, jnp.array([np.pad(i, (0, length - len(i))) for i in ids], jnp.int32)
+
+
+def plain(q, k, v, segment_ids):
+    """Example by example, in fp64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out, groups = np.zeros_like(q), q.shape[2] // k.shape[2]
+    for b, ids in enumerate(np.asarray(segment_ids)):
+        for i in np.flatnonzero(ids):
+            see = np.flatnonzero((ids == ids[i]) & (np.arange(len(ids)) <= i))
+            for n in range(q.shape[2]):
+                scores = k[b, see, n // groups] @ q[b, i, n] / np.sqrt(q.shape[-1])
+                weights = np.exp(scores - scores.max())
+                out[b, i, n] = weights @ v[b, see, n // groups] / weights.sum()
+    return out
+
+
+KERNELS = {
+    "xla": packed.xla,
+    "splash": lambda *a: packed.splash(*a, blocks=TPU, interpret=True),
+    "triton": lambda *a: packed.triton(*a, blocks=GPU, interpret=True),
+}
+
+
+@pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_agree_on_real_positions(name, kv_heads):
+    args = case(heads=2, kv_heads=kv_heads)
+    real = np.asarray(args[3] > 0)[..., None, None]
+    out = jax.jit(KERNELS[name])(*args)
+    assert jnp.isfinite(out).all()
+    np.testing.assert_allclose(np.where(real, out, 0), plain(*args), atol=2e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize("name", ["splash", "triton"])
+def test_gradients_of_kernels_agree(name, kv_heads):
+    *qkv, ids = case(heads=2, kv_heads=kv_heads)
+    wanted = jax.random.normal(jax.random.key(1), qkv[0].shape) * (ids > 0)[..., None, None]  # padding wants nothing
+    gradient = lambda kernel: jax.jit(jax.grad(lambda *a: (kernel(*a, ids) * wanted).sum(), (0, 1, 2)))(*qkv)
+    for mine, reference in zip(gradient(KERNELS[name]), gradient(packed.xla), strict=True):
+        np.testing.assert_allclose(mine, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "device, length, kernel",
+    [
+        ("TPU v5 lite", 4096, "splash"),
+        ("NVIDIA H100 80GB HBM3", 4096, "triton"),
+        ("cpu", 4096, "xla"),
+        ("TPU v5 lite", 100, "xla"),  # no multiple of a tile
+    ],
+)
+def test_each_device_gets_its_kernel(device, length, kernel):
+    assert packed.kernel_of(device, length) is getattr(packed, kernel)
+
+
+@pytest.mark.parametrize("length", [100, 128, 200, 1024, 1100])
+def test_rows_of_any_length_are_cut_into_blocks(length):
+    rng = np.random.default_rng(length)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, length, 1, 8)), jnp.float32) for _ in range(3))
+    ids = jnp.asarray(np.sort(rng.integers(1, 5, (1, length))), jnp.int32)
+    np.testing.assert_allclose(packed.xla(q, k, v, ids), plain(q, k, v, ids), atol=2e-5)

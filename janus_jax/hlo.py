@@ -1,0 +1,114 @@
+"""Reads what XLA compiled: what moves between devices in a step, and which buffers are large.
+
+A scanned body stands once in a program and runs many times; everything here counts it as often as it runs.
+"""
+
+import math
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}  # else 4
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+NO_BUFFER = ("parameter", "get-tuple-element", "bitcast", "constant", "tuple", "while", "conditional", "call")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)")
+_ARRAY = re.compile(r"\b(pred|[sufbc]\w*?\d+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{"n":"(\d+)"')
+_COMMENT = re.compile(r"/\*.*?\*/")
+_ORIGIN = re.compile(r'op_name="([^"]*)"')
+
+
+class Instruction(NamedTuple):
+    """One line of a program.
+
+    Attributes:
+      kind: 'all-gather', 'fusion', 'while', ...
+      arrays: what it returns, [(dtype, '2,4096,128')].
+      called: computations it runs; a loop's condition is the first.
+      trips: how often a loop runs, where the line says so.
+      value: of an integer constant.
+      origin: where in the model it comes from.
+    """
+
+    kind: str
+    arrays: list
+    called: list
+    trips: int | None
+    value: int | None
+    origin: str
+
+
+def read(text):
+    """The text of a compiled program, `compiled.as_text()` -> {computation: [Instruction]} and the entry's name."""
+    computations, entry, current = {}, None, None
+    for line in _COMMENT.sub("", text).splitlines():
+        if found := _COMPUTATION.match(line):
+            current = computations[found[2]] = []
+            entry = found[2] if found[1] else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            _, shape, kind, rest = found.groups()
+            called = [n.strip().lstrip("%") for pair in _CALLED.findall(rest) for n in "".join(pair).split(",")]
+            trips, origin, value = _TRIPS.search(rest), _ORIGIN.search(rest), re.match(r"(\d+)\)", rest)
+            value = int(value[1]) if kind == "constant" and value else None
+            trips, origin = trips and int(trips[1]), origin[1] if origin else ""
+            current.append(Instruction(kind, _ARRAY.findall(shape), called, trips, value, origin))
+    return computations, entry
+
+
+def _times(line, computations):
+    """How often a line runs what it calls: a scan counts up to the constant in its condition."""
+    if line.kind != "while":
+        return 1
+    bounds = [inner.value for inner in computations.get(line.called[0], ()) if inner.value is not None]
+    return line.trips or max(bounds, default=1)
+
+
+def collectives(text):
+    """Bytes that each device gets from others in one run, {kind: bytes}, by the arrays that collectives return.
+
+    Both branches of a condition are counted. An all-reduce counts its array twice, since it is a reduce-scatter and
+    an all-gather.
+    """
+    computations, entry = read(text)
+    total = defaultdict(int)
+
+    def walk(name, times):
+        for line in computations.get(name, ()):
+            kind = line.kind.removesuffix("-start")
+            if kind in COLLECTIVES:
+                arrays = line.arrays[len(line.arrays) // 2 :] if line.kind.endswith("-start") else line.arrays
+                total[kind] += times * (2 if kind == "all-reduce" else 1) * sum(map(_size, arrays))
+            for inner in line.called if kind not in ("all-reduce", "reduce-scatter") else ():
+                walk(inner, times * _times(line, computations))
+
+    walk(entry, 1)
+    return dict(total)
+
+
+def largest(text, *, count=10):
+    """The largest arrays that a program makes: [(bytes, shape, where in the model it comes from)], each once."""
+    computations, entry = read(text)
+    found, seen = {}, set()
+
+    def walk(name):
+        if name in seen:
+            return
+        seen.add(name)
+        for line in computations.get(name, ()):
+            if line.kind not in NO_BUFFER:
+                for array in line.arrays:
+                    found.setdefault((f"{array[0]}[{array[1]}]", line.origin), _size(array))
+            for inner in line.called if line.kind in ("while", "conditional", "call") else ():
+                walk(inner)
+
+    walk(entry)
+    ordered = sorted(found.items(), key=lambda item: -item[1])
+    return [(size, shape, origin) for (shape, origin), size in ordered[:count]]
+
+
+def _size(array):
+    dtype, dims = array
+    return BYTES.get(dtype, 4) * math.prod(int(d) for d in dims.split(",") if d)

@@ -1,0 +1,213 @@
+"""Says what a run needs on accelerators that are not here: memory, FLOPs, days; and compiles its very step for them.
+
+    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4              # by formula, in a second
+    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5e:16x16,h100:64 --compile --json
+    python -m janus_jax.plan --papers                                                       # what the papers' runs reached
+    python -m janus_jax.plan --table=docs/scale.md                                          # every recipe on every pod
+
+Topologies are TPU slices by their shape in chips (v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4), several slices
+(2xv5p:4x4x4), and GPUs by number (h100:8, h100:64, h200:8). Any field of the config can be changed, as in training:
+--config.mesh.tensor=2, --config.stages.stage_2.microbatches=4.
+
+Without --compile, bytes are what the state takes, exactly, and an estimate of the activations. With it, the train step is
+compiled by the compiler of that device (pip install -r requirements-plan.txt; no device is needed), and bytes are the
+compiler's own. Where a setting does not divide or fit, nearby ones are tried, and the first that does is named.
+
+Days are FLOPs that are useful (no padding, no recomputation) at --mfu of the chips' peak in bf16.
+"""
+
+import contextlib
+import copy
+import json
+import re
+import sys
+import time
+
+import jax
+import rich
+import rich.console
+import rich.progress
+import rich.table
+from absl import logging
+
+from janus_jax import assembly, cli, estimate, hlo, scale, sharding, states, topology
+from janus_jax.chips import GIB
+from janus_jax.errors import UserError
+
+CONFIG = cli.config_flag()
+TOPOLOGY = cli.flags.DEFINE_list("topology", [], "Names like v5p:4x4x4, 2xv5p:4x4x4 or h100:64, commas between.")
+COMPILE = cli.flags.DEFINE_bool("compile", False, "Compiles the train step for each topology.")
+MFU = cli.flags.DEFINE_float("mfu", 0.45, "Share of the peak that days are counted at.", lower_bound=0.01, upper_bound=1.0)
+EFFORT = cli.flags.DEFINE_float(
+    "effort", -1.0, "How hard the compiler tries to be fast, -1 to 1; 0 is what training uses. Memory hardly depends on it."
+)
+PAPERS = cli.flags.DEFINE_bool("papers", False, "What the papers' own runs come to.")
+TABLE = cli.flags.DEFINE_string("table", None, "A page to make, cell by cell: every recipe's stages on every pod.")
+JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object a stage and topology.")
+
+
+def main():
+    """Reads the flags and plans."""
+    topology.without_devices()
+    if PAPERS.value:
+        return show(estimate.papers())
+    if TABLE.value:
+        return scale.page(TABLE.value, plan, mfu=MFU.value)
+    if CONFIG.value is None or not TOPOLOGY.value:
+        raise UserError(
+            "Name a config and a topology: python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4."
+        )
+    config = CONFIG.value.to_dict()
+    wanted = [topology.parse(name) for name in TOPOLOGY.value]
+    name = cli.config_file()
+    found = [
+        plan(config, stage, target, name=name, compiled=COMPILE.value, mfu=MFU.value)
+        for stage in config["stages"]
+        for target in wanted
+    ]
+    for cell in found:
+        show([{"what": name, "value": value} for name, value in figures_of(cell).items()])
+    for cell in found:
+        for line in cell["notes"]:
+            rich.print(f"[dim]{cell['stage']} {cell['topology']}: {line}[/dim]")
+    if JSON.value:
+        for cell in found:
+            print(json.dumps(cell), flush=True)
+
+
+def plan(config, stage, target, *, name, compiled, mfu):
+    """One stage on one topology.
+
+    Args:
+      config: resolved config, a plain dict.
+      stage: a key of config['stages'].
+      target: Topology.
+      name: of the config.
+      compiled: whether its step is compiled; by formula otherwise.
+      mfu: share of the peak that days are counted at.
+
+    Returns:
+      dict: figures of the config's own setting, or of the nearest one that divides and fits.
+
+    Raises:
+      UserError: where no setting divides, and where --compile lacks its compiler.
+    """
+    config = copy.deepcopy(config)
+    config["dtype"] = "bfloat16" if config["dtype"] == "auto" else config["dtype"]
+    first, notes = None, []
+    for changes, setting in estimate.settings(config, stage, target):
+        cell = estimate.cell(setting, stage, target, mfu=mfu)
+        if first and cell["bytes_per_device"] > 1.5 * cell["bytes_limit"]:
+            continue
+        if compiled:
+            cell |= compile_step(setting, stage, target)
+        cell |= {"config": name, "changes": changes, "notes": notes}
+        if cell["fits"]:
+            return cell
+        words = ", ".join(f"{k}={v}" for k, v in changes.items()) or "its own setting"
+        notes.append(f"{words}: {cell['bytes_per_device'] / GIB:.1f} GiB of {cell['bytes_limit'] / GIB:.1f}")
+        first = first or cell
+    if first is None:
+        raise UserError(
+            f"Stage {stage} does not divide over the {target.count} devices of {target.name} in any near setting; give "
+            f"--config.mesh, --config.stages.{stage}.batch, rows or microbatches."
+        )
+    return first
+
+
+def compile_step(config, stage, target):
+    """Compiles the train step that `train` runs, for devices that are not here: figures of the compiler."""
+    mesh = sharding.make_mesh(**config["mesh"], devices=list(topology.devices(target)))
+    network = assembly.build_network(config, stage)
+    tx, rate = assembly.build_optimizer(config, stage, network)
+    start = time.perf_counter()
+    with jax.set_mesh(mesh), _watched(f"{stage} for {target.name}"):
+        state, batch = states.abstract_state(config, stage, network, tx, mesh), states.abstract_batch(config, stage, mesh)
+        step = states.jit_step(config, stage, network, tx, rate, state=state, mesh=mesh)
+        jax.config.update("jax_exec_time_optimization_effort", EFFORT.value)
+        try:
+            compiled = step.trace(state, batch).lower(lowering_platforms=(target.platform,)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _does_not_fit(str(error)) | {"compile_seconds": time.perf_counter() - start}
+    seconds, memory, text = time.perf_counter() - start, compiled.memory_analysis(), compiled.as_text()
+    kinds = {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+    total = sum(kinds.values())
+    return {
+        "compiled": True,
+        "fits": total <= target.chip.memory,
+        "bytes_per_device": total,
+        "bytes_by_kind": kinds,
+        "host_bytes": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+        "collective_bytes": hlo.collectives(text),
+        "largest": [{"bytes": size, "shape": shape, "from": origin} for size, shape, origin in hlo.largest(text)],
+        "compile_seconds": seconds,
+    }
+
+
+def _does_not_fit(message):
+    """What a compiler that ran out of memory says of it."""
+    told = re.search(r"([\d.]+)([KMGT])\)? exceeds|requires? .*?([\d.]+)([KMGT])", message)
+    size, unit = (told[1] or told[3], told[2] or told[4]) if told else ("inf", "G")
+    total = float(size) * 1024 ** ("KMGT".index(unit) + 1)
+    return {"compiled": True, "fits": False, "bytes_per_device": total, "bytes_by_kind": {"temporaries": total}}
+
+
+@contextlib.contextmanager
+def _watched(what):
+    """Shows that something is compiled, and since when."""
+    if not sys.stderr.isatty():
+        logging.info("Compiling %s", what)
+        yield
+        return
+    columns = (rich.progress.SpinnerColumn(), "{task.description}", rich.progress.TimeElapsedColumn())
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as progress:
+        progress.add_task(f"compiling {what}", total=None)
+        yield
+
+
+def show(rows):
+    """Prints dicts with the same keys as a table."""
+    table = rich.table.Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    rich.print(table)
+
+
+def figures_of(cell):
+    """A cell's figures in words."""
+    changes = ", ".join(f"{k} {v}" for k, v in cell["changes"].items())
+    mesh = " x ".join(str(n) for n in cell["mesh"].values())
+    moved = cell["collective_bytes"]
+    kinds = {kind: size for kind, size in cell["bytes_by_kind"].items() if size}
+    parts = {part: count / cell["flops_per_step"] for part, count in cell["flops_by_part"].items() if count}
+    row = {
+        "stage": f"{cell['stage'].removeprefix('stage_')} on {cell['topology']}",
+        "mesh, data x fsdp x tensor": mesh,
+        "changed, to divide or fit": changes or "-",
+        "fits": "yes" if cell["fits"] else "NO",
+        "GiB a device": f"{cell['bytes_per_device'] / GIB:.2f} of {cell['bytes_limit'] / GIB:.2f}",
+        **{f"  {kind}": f"{size / GIB:.2f}" for kind, size in kinds.items()},
+        "parameters, B": f"{cell['parameters'] / 1e9:.3f}, {cell['trainable_parameters'] / 1e9:.3f} train",
+        "useful PFLOPs a step": f"{cell['flops_per_step'] / 1e15:.2f}",
+        **{f"  {part}": f"{share:.1%}" for part, share in parts.items()},
+        "real tokens a step, M": f"{cell['tokens_per_step'] / 1e6:.3f}",
+        f"tokens a day at {cell['mfu']:.0%}, B": f"{cell['tokens_per_day'] / 1e9:.1f}",
+        f"days at {cell['mfu']:.0%}": f"{cell['days']:.2f}",
+    }
+    if cell["compiled"] and moved is not None:
+        row["GiB from other devices"] = f"{sum(moved.values()) / GIB:.2f}"
+        row |= {f"  {kind}": f"{size / GIB:.2f}" for kind, size in moved.items()}
+        row["largest arrays"] = "\n".join(
+            f"{b['bytes'] / GIB:.2f} {b['shape']} {b['from'][-40:]}" for b in cell["largest"][:4]
+        )
+    return row | {"compiled in": f"{cell['compile_seconds']:.0f} s" if cell["compiled"] else "-"}
+
+
+if __name__ == "__main__":
+    cli.run(main, usage=__doc__)

@@ -1,0 +1,94 @@
+"""The page of every recipe on every pod, made cell by cell: each is compiled once and kept beside the page."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from janus_jax import topology
+from janus_jax.chips import GIB
+
+PODS = ("v5p:4x4x4", "v5e:16x16", "v6e:16x16", "h100:64")
+RECIPES = ("pro_7b", "pro_1b", "janus_1p3b", "flow_1p3b", "flow_1p3b_256")
+CELLS = (  # config, stage, topology, batch in rows where it is not the config's own
+    *((name, stage, pod, None) for name in RECIPES for stage in "213" for pod in PODS),
+    *(("pro_7b", "2", pod, None) for pod in ("v5e:8x8", "h200:8", "2xv5p:4x4x4", "tpu7x:4x4x4", "h100:8")),
+    ("pro_1b", "2", "v5e:4x4", None),
+    ("pro_7b_h200", "3", "h200:1", None),
+    ("pro_7b", "2", "v5e:8x8", 128),  # beside v5e:16x16 at 512: the same rows on every chip
+    ("pro_7b", "2", "v5p:4x4x4", 128),
+    ("pro_7b", "2", "v5p:8x8x4", 512),
+)
+HEAD = """# Every recipe on every pod
+
+    python -m janus_jax.plan --table=docs/scale.md
+
+makes this page and goes on where it stopped; the cells lie in `{cells}`, and a line that is deleted there is made anew.
+No accelerator was there: the train step of `janus_jax.train`, at the papers' global batch, was compiled by each device's
+own compiler (jax {jax}), and the bytes are that compiler's. Nothing was run, so how fast it is was not measured: days are
+useful FLOPs at {mfu:.0%} of the peak.
+
+*changed*: what differs from the config, where its own setting does not divide over the devices or does not fit. *GiB*:
+what a device needs, of what it has. *state*: parameters, moments and averages alone. *moved*: bytes a device gets from
+others in a step, by XLA's collectives, counted as often as they run. *compiled in*: on 2 CPU cores, with the compiler's
+effort for speed at its lowest (`--effort`), which memory hardly depends on.
+"""
+
+
+def page(path, plan, *, mfu):
+    """Makes what is missing of the table and writes the page.
+
+    Args:
+      path: of the page; the cells lie beside it, in a file of the same name that ends in .jsonl.
+      plan: (config, stage, Topology, name, compiled, mfu) -> cell, a dict.
+      mfu: share of the peak that days are counted at.
+    """
+    path = Path(path)
+    kept = path.with_suffix(".jsonl")
+    cells = {_key(c): c for c in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
+    for number, (name, stage, pod, batch) in enumerate(CELLS, 1):
+        key = (name, f"stage_{stage}", pod, batch)
+        if key in cells:
+            continue
+        logging.info("Cell %d of %d: %s, stage %s, %s", number, len(CELLS), name, stage, pod)
+        config = importlib.import_module(f"configs.{name}").get_config(stage).to_dict()
+        if batch:
+            config["stages"][f"stage_{stage}"]["batch"] = batch
+        found = plan(config, f"stage_{stage}", topology.parse(pod), name=name, compiled=True, mfu=mfu)
+        cells[key] = found | {"batch": batch}
+        with kept.open("a") as file:
+            file.write(json.dumps(cells[key]) + "\n")
+        _write(path, cells, mfu)
+    _write(path, cells, mfu)
+
+
+def _key(cell):
+    return cell["config"], cell["stage"], cell["topology"], cell["batch"]
+
+
+def _write(path, cells, mfu):
+    """The page of the cells that there are, in the order of the list."""
+    lines = [HEAD.format(cells=path.with_suffix(".jsonl").name, mfu=mfu, jax=jax.__version__)]
+    for name in dict.fromkeys(name for name, *_ in CELLS):
+        rows = [cells[key] for key in ((n, f"stage_{s}", p, b) for n, s, p, b in CELLS) if key in cells and key[0] == name]
+        if not rows:
+            continue
+        lines += [f"## configs/{name}.py", ""]
+        lines += ["| stage | topology | mesh | changed | GiB | state | moved GiB | days | compiled in |", "|" + "---|" * 9]
+        lines += [_line(cell) for cell in rows] + [""]
+    path.write_text("\n".join(lines))
+
+
+def _line(cell):
+    changes = {"batch": cell["batch"]} if cell["batch"] else {}
+    changes = ", ".join(f"{k} {v}" for k, v in (changes | cell["changes"]).items()) or "-"
+    mesh = " x ".join(str(n) for n in cell["mesh"].values())
+    fits = "" if cell["fits"] else " **does not fit**"
+    moved = sum((cell["collective_bytes"] or {}).values()) / GIB
+    return (
+        f"| {cell['stage'].removeprefix('stage_')} | {cell['topology']} | {mesh} | {changes} "
+        f"| {cell['bytes_per_device'] / GIB:.1f} of {cell['bytes_limit'] / GIB:.1f}{fits} | {cell['state_bytes'] / GIB:.2f} "
+        f"| {moved:.1f} | {cell['days']:.1f} | {cell['compile_seconds']:.0f} s |"
+    )

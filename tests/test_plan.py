@@ -1,0 +1,190 @@
+"""Plans: counts against XLA's own, bytes that shrink with the mesh, what moves, and the real compilers where installed."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import pro_1b, pro_7b
+from janus_jax import assembly, estimate, flops, hlo, sharding, topology
+from janus_jax.errors import UserError
+from janus_jax.generation.vq import VQTokenizer
+from janus_jax.layers.linear import Mlp
+from janus_jax.models.llama import Llama
+from janus_jax.models.network import Network
+from janus_jax.models.siglip import Siglip
+from tests.conftest import params_of
+
+
+def counted(function, *args):
+    """FLOPs of a program as XLA counts them."""
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+def test_flops_of_the_llm_are_those_xla_counts():
+    llm = dict(num_layers=1, embed_dim=256, num_heads=4, num_kv_heads=2, mlp_dim=768)
+    network = Network(lambda rngs: Llama(rngs, vocab_size=32, remat="none", **llm))
+    ids = jnp.ones((2, 128), jnp.int32)
+    run = lambda params, x: network.merge(params)(x, positions=ids, segment_ids=ids)[0]
+    mine = flops.transformer(tokens=256, attended=2 * 128 * 128, gates=3, **llm)  # XLA multiplies what the mask hides, too
+    assert counted(run, params_of(network), jnp.ones((2, 128, 256))) == pytest.approx(mine, rel=0.02)
+
+
+def test_flops_of_the_encoder_are_those_xla_counts():
+    vit = dict(image_size=64, patch_size=8, num_layers=1, embed_dim=1024, num_heads=4, mlp_dim=2048)
+    network = Network(lambda rngs: Siglip(rngs, remat="none", **vit))
+    run = lambda params, x: network.merge(params)(x)
+    assert counted(run, params_of(network), jnp.ones((2, 64, 64, 3))) == pytest.approx(2 * flops.encoder(vit), rel=0.02)
+
+
+def test_flops_of_the_tokenizer_are_those_xla_counts():
+    settings = dict(base_channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=64, codebook_size=64, codebook_dim=8)
+    network = Network(lambda rngs: VQTokenizer(rngs, num_groups=2, **settings))
+    encode, decode = flops.vq_tokenizer(size=64, **settings)
+    read = lambda params, x: network.merge(params).nearest(network.merge(params).encode(x))
+    assert counted(read, params_of(network), jnp.ones((1, 64, 64, 3))) == pytest.approx(encode, rel=0.02)
+    draw = lambda params, codes: network.merge(params).decode(codes)
+    assert counted(draw, params_of(network), jnp.ones((1, 1024), jnp.int32)) == pytest.approx(decode, rel=0.02)
+
+
+def test_flops_of_the_heads_are_those_xla_counts():
+    network = Network(lambda rngs: Mlp(rngs, 512, 512, 2048, axes=(None, None, None)))
+    run = lambda params, x: network.merge(params)(x)
+    mine = 64 * 2 * 512 * (512 + 2048)  # as `VQPath.flops` counts the picture head
+    assert counted(run, params_of(network), jnp.ones((64, 512))) == pytest.approx(mine, rel=0.02)
+
+
+def devices(count):
+    return sharding.make_mesh(devices=jax.devices()[:count])
+
+
+def test_what_moves_is_counted_as_often_as_it_moves():
+    mesh = devices(8)
+    place = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=place("fsdp"))
+    stack = jax.ShapeDtypeStruct((5, 128, 128), jnp.float32, sharding=place(None, "fsdp"))
+
+    def run(x, stack):
+        def body(x, kernel):
+            return x @ jax.lax.with_sharding_constraint(kernel, place()), None  # gathered once a turn
+
+        x, _ = jax.lax.scan(body, x, stack)
+        return x, jax.lax.with_sharding_constraint(x.sum(0), place())
+
+    text = jax.jit(run).lower(x, stack).compile().as_text()
+    assert hlo.collectives(text) == {"all-gather": 5 * 128 * 128 * 4, "all-reduce": 2 * 128 * 4}
+    assert hlo.largest(text, count=1)[0][:2] == (128 * 128 * 4, "f32[1,128,128]")
+
+
+def test_a_program_of_a_tpu_is_read():
+    text = """HloModule step
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+%more (p: (s32[], bf16[4,8])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(24)
+  ROOT %lt = pred[] compare(%g, %constant.1), direction=LT
+}
+%body (p: (s32[], /*index=1*/bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, dimensions={0}
+  ROOT %t = (s32[], bf16[4,8]) tuple(%i, %all-gather.1)
+}
+ENTRY %main (x: bf16[1,8]) -> bf16[4,8] {
+  %while.1 = (s32[]{:T(128)}, /*index=1*/bf16[4,8]{1,0:T(8,128)(2,1)}) while(%tuple.1), condition=%more, body=%body
+  %all-reduce.2 = (f32[3], f32[5]) all-reduce(%a, %b), to_apply=%add
+  ROOT %fusion.3 = bf16[4,8]{1,0} fusion(%w), kind=kLoop, calls=%add, metadata={op_name="jit(step)/out" id=1}
+}
+"""
+    assert hlo.collectives(text) == {"all-gather": 24 * 4 * 8 * 2, "all-reduce": 2 * (3 + 5) * 4}
+    assert (4 * 8 * 2, "bf16[4,8]", "jit(step)/out") in hlo.largest(text)
+
+
+@pytest.mark.parametrize(
+    "name, count, kind",
+    [("v5e:4x4", 16, "TPU v5 lite"), ("2xv5p:4x4x4", 128, "TPU v5"), ("tpu7x:4x4x4", 128, "TPU7x"),
+     ("h100:64", 64, "NVIDIA H100"), ("h200:1", 1, "NVIDIA H200")],
+)  # fmt: skip
+def test_names_of_topologies(name, count, kind):
+    found = topology.parse(name)
+    assert (found.count, found.device_kind) == (count, kind) and found.chip.peak > 0
+
+
+@pytest.mark.parametrize("name", ["v5p", "v9:4x4", "h100:12", "2xh100:8", "v5e:", "h100:0", "0xv5p:4x4x4"])
+def test_names_that_mean_nothing_are_told(name):
+    with pytest.raises(UserError, match=f"--topology={name} is no topology"):
+        topology.parse(name)
+
+
+def test_bytes_of_the_state_fall_with_the_mesh():
+    config = pro_7b.get_config("2").to_dict()
+    config["dtype"] = "bfloat16"
+    bytes_on = lambda name: estimate.cell(config, "stage_2", topology.parse(name), mfu=0.5)["state_bytes"]
+    assert bytes_on("v5e:16x16") == pytest.approx(bytes_on("v5e:8x8") / 4, rel=0.05)
+
+
+def test_the_papers_own_runs():
+    rows = {row["run"]: row for row in estimate.papers()}
+    assert rows["Janus-Pro-7B, 14 days, 270k"]["tokens/s/GPU"] == "1,964"
+    assert 0.23 < float(rows["Janus-Pro-7B, 14 days, 270k"]["implied MFU"].rstrip("%")) / 100 < 0.26
+
+
+def test_settings_start_with_the_configs_own_and_all_divide():
+    config = pro_1b.get_config("3").to_dict()  # 64 groups
+    first = next(estimate.settings(config, "stage_3", topology.parse("h100:64")))
+    assert first[0] == {}
+    for changes, setting in estimate.settings(config, "stage_3", topology.parse("v5e:16x16")):
+        assert changes and setting["stages"]["stage_3"]["batch"] == 128
+        mesh = sharding.abstract_mesh(*sharding.mesh_sizes(256, **setting["mesh"]))
+        assert assembly.check_division(setting["stages"]["stage_3"], mesh)
+
+
+def run_plan(*flags):
+    return subprocess.run([sys.executable, "-m", "janus_jax.plan", *flags], capture_output=True, text=True)
+
+
+KEYS = {
+    "config", "stage", "topology", "fits", "bytes_per_device", "bytes_limit", "bytes_by_kind", "collective_bytes",
+    "parameters", "trainable_parameters", "flops_per_step", "flops_by_part", "tokens_per_step", "days", "compile_seconds",
+}  # fmt: skip
+
+
+def test_a_plan_by_formula():
+    done = run_plan("--config=configs/pro_7b.py:2", "--topology=v5p:4x4x4,h200:8", "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines()[-2:])
+    assert set(first) >= KEYS and first["fits"] and first["parameters"] > first["trainable_parameters"] > 7e9
+    assert second["days"] > first["days"] > 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ((), "Name a config and a topology"),
+        (("--config=configs/pro_7b.py:2", "--topology=v5p"), "is no topology"),
+        (
+            ("--config=configs/pro_7b.py:2", "--topology=v5p:4x4x4", "--config.mesh.fsdp=3"),
+            "does not divide over the 64 devices",
+        ),
+    ],
+)
+def test_mistakes_are_told(flags, message):
+    done = run_plan(*flags)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4", "h100:8"])
+def test_the_real_step_is_compiled_for_devices_that_are_not_here(name, config, tmp_path):
+    if importlib.util.find_spec("libtpu" if name.startswith("v") else "jax_plugins.xla_cuda13") is None:
+        pytest.skip("the compilers of requirements-plan.txt are not installed")
+    done = run_plan(
+        "--config=configs/tiny.py:2", f"--topology={name}", "--compile", "--json", "--config.stages.stage_2.batch=64",
+        "--config.mesh.tensor=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cell = json.loads(done.stdout.splitlines()[-1])
+    assert cell["compiled"] and cell["fits"] and cell["compile_seconds"] > 0 and sum(cell["collective_bytes"].values()) > 0
+    assert cell["bytes_per_device"] == sum(cell["bytes_by_kind"].values()) and len(cell["largest"]) == 10

@@ -94,11 +94,16 @@ def devices(topology):
     Raises:
       UserError: where the compiler is not installed, or knows no such shape.
     """
-    package = "libtpu" if topology.platform == "tpu" else "jax_plugins.xla_cuda13"
+    if not has_compiler(topology):
+        raise UserError(INSTALL)
+    return _described(topology)
+
+
+def has_compiler(topology):
+    """Whether the compiler of its devices is installed."""
     with contextlib.suppress(ModuleNotFoundError):
-        if importlib.util.find_spec(package):
-            return _described(topology)
-    raise UserError(INSTALL)
+        return importlib.util.find_spec("libtpu" if topology.platform == "tpu" else "jax_plugins.xla_cuda13") is not None
+    return False
 
 
 def _described(topology):

@@ -96,15 +96,15 @@ def build_optimizer(config, stage, network):
     return optimizer.make(rate, weight_decay=s["weight_decay"], **shapes, **config["optimizer"]), rate
 
 
-def step_flops(config, stats, *, trains):
+def step_flops(config, stats, *, trainable):
     """Useful FLOPs of a step, {part: FLOPs}.
 
     Args:
       config: resolved config.
       stats: figures of a batch (`data.pipeline`, or expected ones of `data.fill`).
-      trains: whether any parameter below a path trains in this step.
+      trainable: paths of the parameters that train.
     """
-    model = config["model"]
+    model, trains = config["model"], lambda prefix: any(path.startswith(prefix) for path in trainable)
     llm, understanding, generation = (model[part] for part in ("llm", "understanding", "generation"))
     eyes = flops.encoder(understanding["encoder"])
     picture = pick_path(generation["kind"]).flops(generation, embed_dim=llm["embed_dim"], encoder=eyes, trains=trains)

@@ -33,7 +33,7 @@ import rich.progress
 import rich.table
 from PIL import Image
 
-from janus_jax import assembly, cli, sharding
+from janus_jax import assembly, cli, sharding, stages
 from janus_jax.batch import TASKS
 from janus_jax.data import fill, image_ops, synthetic
 from janus_jax.data.pipeline import Pipeline
@@ -107,7 +107,7 @@ def data():
         }
     figures["cores_for_one_accelerator"] = CORES.value * RATE.value / figures["tokens_per_second"]
     if lengths:
-        figures |= _fill(config, stage, lengths)
+        figures |= _fill(config, stage, lengths, trainable=_trainable(config, stage))
     return figures | {"mixture": list(s["mixture"]), "rows": s["rows"], "length": s["length"], "mfu": None, "device": "cpu"}
 
 
@@ -117,12 +117,12 @@ def fills():
         config, lengths, _ = _read_dims()
     else:
         config, lengths = importlib.import_module("configs.pro_1b").get_config("2").to_dict(), synthetic.realistic()
-    s, table = config["stages"]["stage_2"], []
+    s, table, trainable = config["stages"]["stage_2"], [], _trainable(config, "stage_2")
     mixtures, sizes = (MIXTURE.value,) if MIXTURE.value else PAPERS, (ROWS.value,) if ROWS.value else (8, 4, 2, 1)
     cases = list(itertools.product(mixtures, sizes))
     for mixture, rows in rich.progress.track(cases, description="fill", console=rich.console.Console(stderr=True)):
         _mix(s, lengths, mixture=mixture, rows=rows)
-        found = _fill(config, "stage_2", lengths)
+        found = _fill(config, "stage_2", lengths, trainable=trainable)
         found.pop("groups")
         table.append({"mixture": mixture, **{k: s[k] for k in ("rows", "und_slots", "gen_slots")}, **found})
     return {"name": "fill", "length": s["length"], "table": table}
@@ -251,7 +251,12 @@ def _decoding(sources, config, cached, *, count=64):
     return rates
 
 
-def _fill(config, stage, lengths):
+def _trainable(config, stage):
+    """Paths of what a stage trains."""
+    return tuple(stages.split(assembly.build_network(config, stage).abstract, assembly.frozen_patterns(config, stage))[0])
+
+
+def _fill(config, stage, lengths, *, trainable):
     """What a thousand groups of these lengths come to, beside the bound, and the useful share of FLOPs.
 
     Executed is the same network on every position and every picture slot, attention within segments.
@@ -269,8 +274,7 @@ def _fill(config, stage, lengths):
         "und_pictures": packed.groups * s["und_slots"],
         "gen_pictures": packed.groups * s["gen_slots"],
     }
-    trains = lambda path: not path.startswith(("generation/tokenizer", "understanding/encoder"))
-    count = lambda stats: sum(assembly.step_flops(config, stats, trains=trains).values())
+    count = lambda stats: sum(assembly.step_flops(config, stats, trainable=trainable).values())
     return {
         "groups": packed.groups, "token_fill": packed.token_fill, "token_bound": bound,
         "share_of_bound": packed.token_fill / bound, "slot_fill": packed.slot_fill,

@@ -119,8 +119,7 @@ def step_parts(config, stage, network, trainable):
     packed = fill.simulate(table, s["mixture"], **sizes, window=config["data"]["window"], groups=100)
     tokens = s["batch"] * s["length"] * packed.token_fill
     stats = fill.expected(table, s["mixture"], tokens=tokens, picture_tokens=und_tokens)
-    trains = lambda prefix: any(path.startswith(prefix) for path in trainable)
-    return assembly.step_flops(config, stats, trains=trains), tokens
+    return assembly.step_flops(config, stats, trainable=trainable), tokens
 
 
 def _lengths(config, stage, network):
@@ -177,10 +176,9 @@ def papers():
             trainable, _ = stages.split(networks[name].abstract, assembly.frozen_patterns(config, stage))
             batch = s["batch"] * s["length"]
             stats = fill.expected(table, s["mixture"], tokens=batch, picture_tokens=576)
-            trains = lambda prefix, paths=tuple(trainable): any(path.startswith(prefix) for path in paths)
             count = steps if stage == "stage_2" else s["steps"]
             tokens += count * batch
-            useful += count * sum(assembly.step_flops(config, stats, trains=trains).values())
+            useful += count * sum(assembly.step_flops(config, stats, trainable=trainable).values())
         seconds = gpus * days * DAY
         rows.append(
             {

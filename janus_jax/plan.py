@@ -152,10 +152,11 @@ def compile_step(config, stage, target):
 
 def _does_not_fit(message):
     """What a compiler that ran out of memory says of it."""
-    told = re.search(r"([\d.]+)([KMGT])\)? exceeds|requires? .*?([\d.]+)([KMGT])", message)
-    size, unit = (told[1] or told[3], told[2] or told[4]) if told else ("inf", "G")
-    total = float(size) * 1024 ** ("KMGT".index(unit) + 1)
-    return {"compiled": True, "fits": False, "bytes_per_device": total, "bytes_by_kind": {"temporaries": total}}
+    said = {"compiled": True, "fits": False}
+    if told := re.search(r"([\d.]+)([KMGT])\)? exceeds", message):  # where it does not say how much, the estimate stays
+        total = float(told[1]) * 1024 ** ("KMGT".index(told[2]) + 1)
+        said |= {"bytes_per_device": total, "bytes_by_kind": {"temporaries": total}}
+    return said
 
 
 @contextlib.contextmanager

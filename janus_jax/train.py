@@ -32,6 +32,7 @@ from janus_jax import assembly, caches, checkpoint, cli, sharding, stages, state
 from janus_jax.data.pipeline import Prefetch
 from janus_jax.errors import UserError
 from janus_jax.eval.samples import Sampler
+from janus_jax.layers.packed import kernel_of
 from janus_jax.metrics import Log, Progress, peak_flops, readable
 from janus_jax.models.janus import pick_path
 from janus_jax.train_step import TrainState
@@ -123,7 +124,7 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
             mixtures, stage_start = [{"from_step": 0, **_mixed(s, pipeline.sources)}], start.step if start else 0
         caches.check(pipeline.sources, state.trainable | state.frozen, config, stage)
         log = Log(workdir, resumed_step=stage_start + int(state.step))
-        logging.info("Stage %s: %s", stage, _describe(state, mesh, resumed, start))
+        logging.info("Stage %s: %s", stage, _describe(state, mesh, resumed, start, length=s["length"]))
         about = {
             "stage": stage, "stage_start": stage_start, "config": cli.plain(config), "mixtures": mixtures,
             "tokenizer": tokenizer.text,
@@ -146,7 +147,7 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
 
 def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, preempted):
     """Steps to the end of the stage. Metrics are read one step late, when the next step is already on its way."""
-    trains = lambda prefix: any(path.startswith(prefix) for path in state.trainable)
+    trainable = tuple(state.trainable)
     peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
     progress = Progress(f"stage {stage}", done=done, total=last)
     data = Prefetch(pipeline)
@@ -157,7 +158,7 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
         number, packed, metrics = late
         values = readable(jax.device_get(metrics))
         seconds, before = time.perf_counter() - before, time.perf_counter()
-        useful = sum(assembly.step_flops(config, packed.stats, trains=trains).values())
+        useful = sum(assembly.step_flops(config, packed.stats, trainable=trainable).values())
         skipped = values.pop("skipped")
         values |= {k: packed.stats[k] for k in ("token_fill", "slot_fill", "ratio")}
         values |= {f"epochs/{name}": round(share, 4) for name, share in packed.stats["epochs"].items()}
@@ -361,11 +362,13 @@ def _check_same(saved, config, stage):
         )
 
 
-def _describe(state, mesh, resumed, start):
+def _describe(state, mesh, resumed, start, *, length):
     count = lambda tree: f"{sum(a.size for a in tree.values()) / 1e6:.1f}M"
     origin = f"continues at step {resumed.step}" if resumed else f"starts from step {start.step}" if start else "starts"
     shape = " x ".join(f"{a}={n}" for a, n in mesh.shape.items())
-    return f"{origin}; {count(state.trainable)} parameters train, {count(state.frozen)} are frozen; mesh {shape}"
+    kernel = kernel_of(jax.devices()[0].device_kind, length).__name__
+    counts = f"{count(state.trainable)} parameters train, {count(state.frozen)} are frozen"
+    return f"{origin}; {counts}; mesh {shape}; attention by {kernel}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 from janus_jax import chips
 from janus_jax.layers import packed
 
+pytestmark = pytest.mark.filterwarnings("ignore:jax.experimental.pallas.ops.gpu.attention is deprecated")  # jax 0.12
 TPU = {name: 128 for name in chips.CHIPS["TPU v5"].attention_blocks}  # many blocks also in short rows
 GPU = chips.CHIPS["NVIDIA H100"].attention_blocks
 

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.gpu import attention as triton_attention
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from janus_jax import chips, sharding
@@ -89,9 +88,9 @@ def splash(q, k, v, segment_ids, *, blocks, interpret=False):
 
 def triton(q, k, v, segment_ids, *, blocks, interpret=False):
     """Flash attention in Triton (jax.experimental.pallas), which needs as many heads of keys as of queries."""
+    from jax.experimental.pallas.ops.gpu import attention as flash  # here: newer jax warns of it, and only GPUs want it
+
     groups = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v)) if groups > 1 else (k, v)
-    sizes = triton_attention.BlockSizes(**blocks)
-    return triton_attention.mha(
-        q, k, v, segment_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, block_sizes=sizes, interpret=interpret
-    )
+    sizes = flash.BlockSizes(**blocks)
+    return flash.mha(q, k, v, segment_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, block_sizes=sizes, interpret=interpret)

@@ -17,6 +17,10 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-
 _ARRAY = re.compile(r"\b(pred|[sufbc]\w*?\d+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 _TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{"n":"(\d+)"')
+_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")  # mesh['a'=4,'b'=2] {'a'}
+_GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")  # [groups, devices of one]<=[...]
+_GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
 
@@ -31,6 +35,8 @@ class Instruction(NamedTuple):
       trips: how often a loop runs, where the line says so.
       value: of an integer constant.
       origin: where in the model it comes from.
+      group: devices that a collective is among.
+      channel: of a collective; one that is done in steps stands several times with the same.
     """
 
     kind: str
@@ -39,6 +45,8 @@ class Instruction(NamedTuple):
     trips: int | None
     value: int | None
     origin: str
+    group: int
+    channel: int | None
 
 
 def read(text):
@@ -54,8 +62,22 @@ def read(text):
             trips, origin, value = _TRIPS.search(rest), _ORIGIN.search(rest), re.match(r"(\d+)\)", rest)
             value = int(value[1]) if kind == "constant" and value else None
             trips, origin = trips and int(trips[1]), origin[1] if origin else ""
-            current.append(Instruction(kind, _ARRAY.findall(shape), called, trips, value, origin))
+            channel = _CHANNEL.search(rest)
+            channel = channel and int(channel[1])
+            arrays = _ARRAY.findall(shape)
+            current.append(Instruction(kind, arrays, called, trips, value, origin, _group(rest), channel))
     return computations, entry
+
+
+def _group(rest):
+    """How many devices a collective is among, in any of the ways that a line says it."""
+    if found := _GROUP_MESH.search(rest):
+        sizes = dict(axis.split("=") for axis in found[1].split(","))
+        return math.prod(int(sizes[axis]) for axis in found[2].split(","))
+    if found := _GROUP_SHAPE.search(rest):
+        return int(found[1])
+    found = _GROUP_LIST.search(rest)
+    return found[1].count(",") + 1 if found else 1
 
 
 def _times(line, computations):
@@ -67,25 +89,36 @@ def _times(line, computations):
 
 
 def collectives(text):
-    """Bytes that each device gets from others in one run, {kind: bytes}, by the arrays that collectives return.
+    """Bytes that each device gets from others in one run, {kind: bytes}, up to a factor of (n - 1) / n of n devices.
 
-    Both branches of a condition are counted. An all-reduce counts its array twice, since it is a reduce-scatter and
-    an all-gather.
+    A gather counts what it returns, a reduce-scatter what goes into it, an all-reduce its array twice, since it is both.
+    TPUs fuse an all-reduce with the slice behind it, 'all-reduce-scatter': a reduce-scatter; and they do a gather in
+    steps, fused with products: it is counted once. Both branches of a condition are counted.
     """
     computations, entry = read(text)
     total = defaultdict(int)
 
-    def walk(name, times):
+    def walk(name, times, done):
         for line in computations.get(name, ()):
             kind = line.kind.removesuffix("-start")
-            if kind in COLLECTIVES:
-                arrays = line.arrays[len(line.arrays) // 2 :] if line.kind.endswith("-start") else line.arrays
-                total[kind] += times * (2 if kind == "all-reduce" else 1) * sum(map(_size, arrays))
+            if kind in COLLECTIVES and (line.channel is None or line.channel not in done):
+                scattered = kind == "all-reduce" and name.startswith("all-reduce-scatter")
+                total["reduce-scatter" if scattered else kind] += times * _moved(line, kind, scattered=scattered)
+                done.add(line.channel)
             for inner in line.called if kind not in ("all-reduce", "reduce-scatter") else ():
-                walk(inner, times * _times(line, computations))
+                walk(inner, times * _times(line, computations), set() if line.kind in ("while", "call") else done)
 
-    walk(entry, 1)
+    walk(entry, 1, set())
     return dict(total)
+
+
+def _moved(line, kind, *, scattered):
+    arrays = line.arrays
+    if line.kind in ("all-gather-start", "collective-permute-start"):  # what goes in, what comes out, counters
+        arrays = [array for array in arrays if array[1]]
+        arrays = arrays[len(arrays) // 2 :]
+    factor = line.group if kind == "reduce-scatter" else 2 if kind == "all-reduce" and not scattered else 1
+    return factor * sum(map(_size, arrays))
 
 
 def largest(text, *, count=10):

@@ -13,22 +13,23 @@ from janus_jax.chips import GIB
 PODS = ("v5p:4x4x4", "v5e:16x16", "v6e:16x16", "h100:64")
 RECIPES = ("pro_7b", "pro_1b", "janus_1p3b", "flow_1p3b", "flow_1p3b_256")
 CELLS = (  # config, stage, topology, batch in rows where it is not the config's own
-    *((name, stage, pod, None) for name in RECIPES for stage in "213" for pod in PODS),
+    *(("pro_7b", stage, pod, None) for stage in "213" for pod in PODS),
     *(("pro_7b", "2", pod, None) for pod in ("v5e:8x8", "h200:8", "2xv5p:4x4x4", "tpu7x:4x4x4", "h100:8")),
-    ("pro_1b", "2", "v5e:4x4", None),
     ("pro_7b_h200", "3", "h200:1", None),
     ("pro_7b", "2", "v5e:8x8", 128),  # beside v5e:16x16 at 512: the same rows on every chip
     ("pro_7b", "2", "v5p:4x4x4", 128),
     ("pro_7b", "2", "v5p:8x8x4", 512),
+    ("pro_1b", "2", "v5e:4x4", None),
+    *((name, stage, pod, None) for name in RECIPES[1:] for stage in "213" for pod in PODS),
 )
 HEAD = """# Every recipe on every pod
 
-    python -m janus_jax.plan --table=docs/scale.md
+    . launch/xla_flags.sh; python -m janus_jax.plan --table=docs/scale.md
 
 makes this page and goes on where it stopped; the cells lie in `{cells}`, and a line that is deleted there is made anew.
 No accelerator was there: the train step of `janus_jax.train`, at the papers' global batch, was compiled by each device's
-own compiler (jax {jax}), and the bytes are that compiler's. Nothing was run, so how fast it is was not measured: days are
-useful FLOPs at {mfu:.0%} of the peak.
+own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing was run, so how fast it
+is was not measured: days are useful FLOPs at {mfu:.0%} of the peak.
 
 *changed*: what differs from the config, where its own setting does not divide over the devices or does not fit. *GiB*:
 what a device needs, of what it has. *state*: parameters, moments and averages alone. *moved*: bytes a device gets from
@@ -77,7 +78,7 @@ def _write(path, cells, mfu):
             continue
         lines += [f"## configs/{name}.py", ""]
         lines += ["| stage | topology | mesh | changed | GiB | state | moved GiB | days | compiled in |", "|" + "---|" * 9]
-        lines += [_line(cell) for cell in rows] + [""]
+        lines += [_line(cell) for cell in sorted(rows, key=lambda cell: cell["stage"])] + [""]
     path.write_text("\n".join(lines))
 
 

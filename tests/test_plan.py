@@ -92,13 +92,32 @@ def test_a_program_of_a_tpu_is_read():
   %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, dimensions={0}
   ROOT %t = (s32[], bf16[4,8]) tuple(%i, %all-gather.1)
 }
+%all-reduce-scatter.1 (p: bf16[8,8]) -> bf16[2,8] {
+  %all-reduce.9 = bf16[8,8]{1,0} all-reduce(%p), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice = bf16[2,8]{1,0} dynamic-slice(%all-reduce.9, %i, %zero)
+}
+%begun (p: bf16[1,6]) -> bf16[2,6] {
+  ROOT %all-gather.2 = bf16[2,6]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+}
+%ended (p: bf16[1,6]) -> bf16[2,6] {
+  ROOT %all-gather.3 = bf16[2,6]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+}
 ENTRY %main (x: bf16[1,8]) -> bf16[4,8] {
   %while.1 = (s32[]{:T(128)}, /*index=1*/bf16[4,8]{1,0:T(8,128)(2,1)}) while(%tuple.1), condition=%more, body=%body
   %all-reduce.2 = (f32[3], f32[5]) all-reduce(%a, %b), to_apply=%add
+  %fusion.1 = bf16[2,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+  %scatter = f32[3]{0} reduce-scatter(%h), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a','b'}, to_apply=%add
+  %gather = (bf16[2,4], bf16[8,4], u32[]) all-gather-start(%k), channel_id=6, replica_groups=[2,4]<=[8], dimensions={0}
+  %fusion.8 = bf16[2,6]{1,0} fusion(%k), kind=kCustom, calls=%begun
+  %fusion.9 = bf16[2,6]{1,0} fusion(%fusion.8), kind=kCustom, calls=%ended
   ROOT %fusion.3 = bf16[4,8]{1,0} fusion(%w), kind=kLoop, calls=%add, metadata={op_name="jit(step)/out" id=1}
 }
 """
-    assert hlo.collectives(text) == {"all-gather": 24 * 4 * 8 * 2, "all-reduce": 2 * (3 + 5) * 4}
+    assert hlo.collectives(text) == {
+        "all-gather": 24 * 4 * 8 * 2 + 8 * 4 * 2 + 2 * 6 * 2,  # a loop's, one of two arrays, and one in two steps
+        "all-reduce": 2 * (3 + 5) * 4,
+        "reduce-scatter": 8 * 8 * 2 + 8 * 3 * 4,
+    }
     assert (4 * 8 * 2, "bf16[4,8]", "jit(step)/out") in hlo.largest(text)
 
 

@@ -11,7 +11,7 @@ import tensorboardX
 from absl import logging
 from rich import progress
 
-from janus_jax import chips
+from janus_jax import chips, processes
 
 
 def peak_flops():
@@ -44,6 +44,9 @@ class Log:
     """The log of a run. Lines of steps after the one that is resumed from are dropped, so each step has one line."""
 
     def __init__(self, workdir, *, resumed_step):
+        self._file = self._events = None
+        if not processes.is_first():
+            return
         self._path = Path(workdir) / "metrics.jsonl"
         kept = []
         if self._path.exists():
@@ -57,6 +60,8 @@ class Log:
 
     def write(self, step, values):
         """Writes one step: `values` are plain numbers, lists of numbers, or strings."""
+        if not self._file:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, (int, float)):
@@ -68,8 +73,9 @@ class Log:
 
     def close(self):
         """Flushes everything."""
-        self._file.close()
-        self._events.close()
+        if self._file:
+            self._file.close()
+            self._events.close()
 
 
 class Progress:
@@ -77,7 +83,7 @@ class Progress:
 
     def __init__(self, name, *, done, total):
         self._name, self._total = name, total
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() and processes.is_first()
         self._last, self._start, self._first = 0.0, time.monotonic(), done
         if self._live:
             columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())

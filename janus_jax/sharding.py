@@ -156,6 +156,55 @@ def put_batch(mesh, batch):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
+def host_share(mesh):
+    """Which part of every batch this process holds: its number, and how many there are.
+
+    Processes among which `tensor` is cut hold the same part.
+
+    Raises:
+      UserError: where parts overlap, since `tensor` cuts some processes in the middle.
+    """
+    rows = {}  # of the batch that a process holds
+    for row, devices in enumerate(mesh.devices.reshape(batch_divisor(mesh), -1)):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(part)) for part in rows.values()})
+    if sum(map(len, parts)) != batch_divisor(mesh):
+        raise UserError(
+            f"Mesh tensor={mesh.shape['tensor']} over {len(rows)} processes of {jax.local_device_count()} devices: one must "
+            "divide the other (--config.mesh.tensor)."
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def summed(mesh, counts):
+    """Adds numbers up over the parts of a batch, on the devices, so that no process waits for the others.
+
+    Args:
+      counts: {name: number, or list of numbers}, of this process's part.
+
+    Returns:
+      {name: array}, of the whole batch; `counts` itself where this process holds it all.
+    """
+    if jax.process_count() == 1:
+        return counts
+    rows = batch_divisor(mesh) // host_share(mesh)[1]
+    first_of = lambda n: np.stack([np.asarray(n, np.float32), *[np.zeros(np.shape(n), np.float32)] * (rows - 1)])
+    return _totals(put_batch(mesh, {name: first_of(n) for name, n in counts.items()}))
+
+
+@jax.jit
+def _totals(parts):
+    return {name: jax.lax.with_sharding_constraint(x.sum(0), PartitionSpec()) for name, x in parts.items()}
+
+
+def whole(x):
+    """An array on the host, wherever its parts lie."""
+    if not x.is_fully_addressable:
+        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+    return np.asarray(x)
+
+
 def spread(tree):
     """Deals arrays out over the mesh along their first axis; where that does not divide they stay as they are."""
     mesh = jax.sharding.get_mesh()

@@ -19,17 +19,17 @@ contact sheets of config.samples.prompts as the model draws them at every checkp
 import glob
 import math
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
-from janus_jax import assembly, caches, checkpoint, cli, sharding, stages, states, train_step
-from janus_jax.data.pipeline import Prefetch
+from janus_jax import assembly, caches, checkpoint, cli, processes, sharding, stages, states, train_step
+from janus_jax.data.pipeline import COUNTS, Prefetch, statistics
 from janus_jax.errors import UserError
 from janus_jax.eval.samples import Sampler
 from janus_jax.layers.packed import kernel_of
@@ -48,20 +48,21 @@ def main():
     workdir = WORKDIR.value or f"runs/{Path(cli.config_file()).stem}"
     if "://" in workdir:
         raise UserError(f"--workdir={workdir} is no folder; mount the bucket (gcsfuse, say) and name the mounted folder.")
-    preempted = []
-    signal.signal(signal.SIGTERM, lambda *_: preempted.append(True))
-    train(CONFIG.value, Path(workdir).absolute(), preempted=preempted)
-    if preempted:
-        sys.exit(cli.PREEMPTED)
+    with processes.joined():
+        if train(CONFIG.value, Path(workdir).absolute(), preempted=processes.preemption()):
+            sys.exit(cli.PREEMPTED)
 
 
-def train(config, workdir, *, preempted=()):
+def train(config, workdir, *, preempted=lambda step: False):
     """Runs the stages of a config in order, from wherever the workdir is.
 
     Args:
       config: ConfigDict, as a page of configs/ returns it.
       workdir: Path of the run's folder.
-      preempted: a list that fills when the run must save and stop.
+      preempted: whether the run must save and stop behind a step.
+
+    Returns:
+      whether it stopped so.
     """
     text, config = config.to_json_best_effort(indent=1), config.to_dict()
     chosen = sorted(config["stages"], key=_order)
@@ -79,13 +80,15 @@ def train(config, workdir, *, preempted=()):
     for stage, network in networks.items():
         _check_room(config, stage, network, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)
     cli.enable_compile_cache(workdir / ".jax_cache")
-    (workdir / "config.json").write_text(text)
+    if processes.is_first():
+        checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)
+        (workdir / "config.json").write_text(text)
     logging.info("Done before: %s", ", ".join(set(chosen) - networks.keys())) if len(networks) < len(chosen) else None
-    for stage, network in networks.items():
-        if not preempted:
-            train_stage(config, stage, workdir, network=network, mesh=mesh, preempted=preempted)
+    return any(
+        train_stage(config, stage, workdir, network=network, mesh=mesh, preempted=preempted)
+        for stage, network in networks.items()
+    )
 
 
 def train_stage(config, stage, workdir, *, network, mesh, preempted):
@@ -97,7 +100,10 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
       workdir: folder of the run.
       network: of the stage.
       mesh: where it trains.
-      preempted: a list that fills when the run must save and stop.
+      preempted: whether the run must save and stop behind a step.
+
+    Returns:
+      whether it stopped so.
     """
     s = config["stages"][stage]
     last = s["stop_at"] or s["steps"]
@@ -105,12 +111,12 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
     resumed = start if start and start.about["stage"] == stage else None
     if resumed and resumed.step - resumed.about["stage_start"] >= last:
         logging.info("Stage %s: done, at step %d", stage, resumed.step)
-        return
+        return False
     if resumed:
         _check_same(resumed.about["config"], cli.plain(config), stage)
 
-    host = (jax.process_index(), jax.process_count())
-    report = workdir / ("bad_records.jsonl" if host[1] == 1 else f"bad_records_{host[0]}.jsonl")
+    report = workdir / ("bad_records.jsonl" if jax.process_count() == 1 else f"bad_records_{jax.process_index()}.jsonl")
+    host = sharding.host_share(mesh)
     pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host, report=report)
     tx, rate = assembly.build_optimizer(config, stage, network)
     with jax.set_mesh(mesh):
@@ -136,7 +142,7 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
         sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
         try:
-            _loop(
+            return _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
                 writer=writer, sampler=sampler, settle=settle, preempted=preempted,
             )  # fmt: skip
@@ -146,24 +152,28 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
 
 
 def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, preempted):
-    """Steps to the end of the stage. Metrics are read one step late, when the next step is already on its way."""
+    """Steps to the end of the stage, or to where the run is preempted, and says whether it was.
+
+    Metrics are read one step late, when the next step is already on its way.
+    """
     trainable = tuple(state.trainable)
     peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
     progress = Progress(f"stage {stage}", done=done, total=last)
     data = Prefetch(pipeline)
-    pending, saved_at, before = None, offset + done, time.perf_counter()
+    pending, saved_at, before, stopped = None, offset + done, time.perf_counter(), False
 
     def report(late):
         nonlocal before
-        number, packed, metrics = late
-        values = readable(jax.device_get(metrics))
+        number, packed, counts, metrics = late
+        values, counts = readable(jax.device_get(metrics)), {k: np.asarray(n).tolist() for k, n in counts.items()}
+        stats = packed.stats | statistics(counts)
         seconds, before = time.perf_counter() - before, time.perf_counter()
-        useful = sum(assembly.step_flops(config, packed.stats, trainable=trainable).values())
+        useful = sum(assembly.step_flops(config, stats, trainable=trainable).values())
         skipped = values.pop("skipped")
-        values |= {k: packed.stats[k] for k in ("token_fill", "slot_fill", "ratio")}
-        values |= {f"epochs/{name}": round(share, 4) for name, share in packed.stats["epochs"].items()}
+        values |= {k: stats[k] for k in ("token_fill", "slot_fill", "ratio")}
+        values |= {f"epochs/{name}": round(share, 4) for name, share in stats["epochs"].items()}
         values |= {
-            "tokens_per_second": packed.stats["tokens"] / seconds,
+            "tokens_per_second": stats["tokens"] / seconds,
             "mfu": useful / seconds / peak,
             "seconds": seconds,
         }
@@ -178,26 +188,25 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
             )
 
     try:
-        while done < last and not preempted:
+        while done < last and not stopped:
             packed = next(data)
             batch = sharding.put_batch(mesh, packed.batch)
+            counts = sharding.summed(mesh, {name: packed.stats[name] for name in COUNTS})
             state, metrics = step(state, batch)
             if pending:
                 report(pending)
             done += 1
-            pending = (done, packed, metrics)
-            if done % config["save_every"] == 0 or done == last or preempted:
+            pending, stopped = (done, packed, counts, metrics), preempted(offset + done)
+            if done % config["save_every"] == 0 or done == last or stopped:
                 report(pending)
                 pending = None
                 state = settle(state, batch)
-                _save(writer, offset + done, state, about | {"data": packed.state})
+                _save(writer, offset + done, state, about | {"data": processes.merged(packed.state)})
                 saved_at = offset + done
-                if not preempted:
-                    sampler(saved_at, state.trainable | state.frozen | state.ema, packed.batch)
+                if not stopped:
+                    sampler(saved_at, state.trainable | state.frozen | state.ema, batch)
                 before = time.perf_counter()
-        if preempted and saved_at != offset + done:
-            report(pending) if pending else None
-            _save(writer, offset + done, settle(state, batch), about | {"data": packed.state})
+        return stopped
     finally:
         data.close()
         progress.close()

@@ -12,7 +12,7 @@ FLOORS = [  # a file may import its own floor and those below it
     {"layers", "losses", "flops", "digest", "hlo", "topology"},
     {"data", "generation", "weights", "stages"},
     {"models", "optimizer"},
-    {"cli", "train_step", "checkpoint", "metrics", "eval"},
+    {"cli", "processes", "train_step", "checkpoint", "metrics", "eval"},
     {"assembly", "states", "estimate", "scale", "caches", "doctor"},
     {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},
 ]

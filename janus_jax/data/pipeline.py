@@ -22,6 +22,7 @@ from janus_jax.data.shards import Shard, Stream
 from janus_jax.data.tasks import PIXELS
 from janus_jax.errors import UserError
 
+COUNTS = ("tokens", "positions", "examples", "attended", "text_targets", "und_pictures", "gen_pictures", "slots")
 AT_ONCE = 4  # pictures of a thread's turn
 
 
@@ -98,7 +99,7 @@ class Pipeline:
         taken = {name: sum(shard["next"][name] for shard in state.values()) * self._hosts for name in self.sources}
         epochs = {name: taken[name] / len(source) for name, source in self.sources.items()}
         cached = self._layout.kept != PIXELS
-        return Packed(batch, statistics(batch) | {"epochs": epochs, "cached": cached}, ids, state)
+        return Packed(batch, statistics(counts(batch)) | {"epochs": epochs, "cached": cached}, ids, state)
 
     def _pack(self):
         """Lays the next batch out and starts to decode its pictures.
@@ -188,15 +189,15 @@ def _kept(streams, phases):
     return next(iter(found.values()), PIXELS)
 
 
-def statistics(batch):
-    """Figures of a packed batch, on the host.
+def counts(batch):
+    """What is in a packed batch, on the host; batches of several hosts add up.
 
     Args:
       batch: Batch of numpy arrays.
 
     Returns:
-      dict: `tokens` real ones; `token_fill`, `slot_fill`; `ratio` of examples by task; `attended`, the sum over
-      examples of n (n + 1) / 2; `text_targets`; `und_pictures`, `gen_pictures`.
+      dict: `tokens` real ones, of so many `positions`; `examples` by task; `attended`, the sum over examples of
+      n (n + 1) / 2; `text_targets`; `und_pictures` and `gen_pictures`, in so many `slots`.
     """
     segments = batch.segment_ids.reshape(-1, batch.segment_ids.shape[-1])
     row_tokens = batch.tokens.shape[1] * batch.tokens.shape[2]
@@ -207,17 +208,25 @@ def statistics(batch):
     task = np.zeros(most * len(segments), int)
     task[name.ravel()] = batch.task_ids.ravel()
     examples = np.bincount(task.reshape(-1, most)[:, 1:][sizes > 0], minlength=len(TASKS))
-    und, gen = used(batch.und_start), used(batch.gen_start)
-    slots = batch.und_start.size + batch.gen_start.size
     return {
         "tokens": int((segments > 0).sum()),
-        "token_fill": float((segments > 0).mean()),
-        "slot_fill": (und + gen) / slots if slots else 1.0,
-        "ratio": [round(float(n) / max(examples.sum(), 1), 4) for n in examples],
+        "positions": segments.size,
+        "examples": examples.tolist(),
         "attended": int((sizes * (sizes + 1) // 2).sum()),
         "text_targets": int(batch.text_weights.sum()),
-        "und_pictures": und,
-        "gen_pictures": gen,
+        "und_pictures": used(batch.und_start),
+        "gen_pictures": used(batch.gen_start),
+        "slots": batch.und_start.size + batch.gen_start.size,
+    }
+
+
+def statistics(counts):
+    """Counts of a batch, see `counts`, and beside them `token_fill`, `slot_fill` and the `ratio` of examples by task."""
+    pictures = counts["und_pictures"] + counts["gen_pictures"]
+    return counts | {
+        "token_fill": counts["tokens"] / counts["positions"],
+        "slot_fill": pictures / counts["slots"] if counts["slots"] else 1.0,
+        "ratio": [round(n / max(sum(counts["examples"]), 1), 4) for n in counts["examples"]],
     }
 
 

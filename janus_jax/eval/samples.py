@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from janus_jax import stages
+from janus_jax import processes, sharding, stages
 from janus_jax.eval.sheet import contact_sheet
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
@@ -19,13 +19,14 @@ class Sampler:
         self._folder, self._log = folder, log
 
     def __call__(self, step, params, batch):
-        """Writes and logs the sheet of a step; `batch` is the step's Batch on the host. Without prompts, nothing."""
+        """Draws the sheet of a step, which the first process writes; `batch` is the step's. Without prompts, nothing."""
         if not self._config["samples"]["prompts"]:
             return
         sheet = self._pairs(params, batch) if self._stage == stages.TOKENIZER else self._drawings(params)
-        self._folder.mkdir(exist_ok=True)
-        sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
-        self._log.picture(step, "samples", np.asarray(sheet))
+        if processes.is_first():
+            self._folder.mkdir(exist_ok=True)
+            sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
+            self._log.picture(step, "samples", np.asarray(sheet))
 
     def _drawings(self, params):
         """Every prompt once."""
@@ -37,7 +38,7 @@ class Sampler:
 
     def _pairs(self, params, batch):
         """Pictures, each beside what the tokenizer makes of it."""
-        pictures = batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN]
-        back = np.asarray(decode.reconstruct_batch(params, pictures, network=self._network))
+        pictures = sharding.whole(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN])
+        back = sharding.whole(decode.reconstruct_batch(params, pictures, network=self._network))
         pairs = np.stack([pictures, back], axis=1).reshape(-1, *pictures.shape[1:])
         return contact_sheet(pairs, ["picture", "through the tokenizer"] * len(pictures))

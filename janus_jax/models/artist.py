@@ -56,7 +56,7 @@ class Artist:
         keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
         ids, real, keys = sharding.spread((ids, real, keys))
         pictures, _ = decode.draw_batch(self.params, ids, real, keys, network=self.network, pad_id=t.pad, guidance=guidance)
-        return np.asarray(pictures)
+        return sharding.whole(pictures)
 
     def ask(self, images, questions, *, max_tokens=64, temperature=0.0, seeds=None):
         """Answers one question about each picture.
@@ -94,12 +94,12 @@ class Artist:
             network=self.network, eos_id=t.eos, temperature=float(temperature), max_tokens=max_tokens,
         )  # fmt: skip
         ends = lambda row: row[: list(row).index(t.eos)] if t.eos in row else row
-        return [t.decode(ends(row)).strip() for row in np.asarray(out)]
+        return [t.decode(ends(row)).strip() for row in sharding.whole(out)]
 
     def reconstruct(self, pictures):
         """Pictures through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h, w, 3]."""
         self._check_nets()
-        return np.asarray(decode.reconstruct_batch(self.params, pictures, network=self.network))
+        return sharding.whole(decode.reconstruct_batch(self.params, pictures, network=self.network))
 
     def _check_nets(self):
         """Answers need no nets that draw, and a checkpoint may lack some: imported JanusFlow its autoencoder."""

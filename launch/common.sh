@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# What all launchers share: a way to say what they do, and to do it again after a preemption.
+
+CODE_AGAIN=75 # of a run that saved its state and asks to be started again
+
+# run COMMAND...: shows the command, and runs it unless --dry-run was given.
+run() {
+  printf '+' >&2
+  printf ' %q' "$@" >&2
+  printf '\n' >&2
+  [[ -n ${DRY_RUN:-} ]] || "$@"
+}
+
+# again COMMAND...: runs it until it is done. A run that was preempted (code 75) or killed (128 and more) is started again,
+# at most RETRIES times; any other code is an error that would come back. STOPPED says that the preemption was meant.
+again() {
+  local code left=${RETRIES:-20}
+  while true; do
+    code=0
+    "$@" || code=$?
+    ((code == CODE_AGAIN || code >= 128)) && [[ -z ${STOPPED:-} ]] || return "$code"
+    ((left-- > 0)) || { echo "Given up: ended with code $code too often." >&2; return "$code"; }
+    echo "Ended with code $code; started again in ${RETRY_SECONDS:-10} s, $left more times at most." >&2
+    sleep "${RETRY_SECONDS:-10}"
+  done
+}
+
+# usage: prints the comment at the head of the script.
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
+
+# complain MESSAGE: a user's mistake.
+complain() { echo "Error: $* (--help shows how.)" >&2; exit 2; }

@@ -5,14 +5,26 @@
     python -m janus_jax.benchmark data --config=configs/mine.py:2 --json           # a stage's own data
     python -m janus_jax.benchmark data --dims=small.json --mixture=2:3:5 --rows=8  # the lengths of a shape file
     python -m janus_jax.benchmark fill                                             # every ratio of the papers, R = 8 to 1
+    python -m janus_jax.benchmark train --config=configs/pro_1b.py:2 --config.stages.stage_2.batch=16     # on a GPU, say
+    python -m janus_jax.benchmark train --dims=small.json --peer=transformers      # beside PyTorch, by turns
+    python -m janus_jax.benchmark draw --dims=small.json --batch=16
+    python -m janus_jax.benchmark ask --dims=small.json
 
+train      the train step on packed rows: a stage of --config (its batch, rows and mesh), or the model of --dims
+draw       drawing --batch pictures at once, from prompt to pixels
+ask        answering --batch questions at once, each about a picture
 data       the way from records to packed batches on this host: records, tokens and pictures a second, how full rows and
            picture slots are, the bound that no packer passes, the share of executed FLOPs that is useful; decoding
            alone, and the whole way with its reading, tokenising and packing, beside a bare loop of PIL over the same
            pictures and threads; and how many cores one accelerator needs
 fill       how full packed rows and picture slots get, and which slots to give, without any data
 
-Every time is the median of --repeats after a warm-up. With --json the last line is one JSON object.
+Every time is the median of --repeats after a warm-up. MFU is the share of the device's peak (on CPU, of the rate of a
+jitted product, best of 30) that useful FLOPs are: no padding, no recomputation; mfu_raw counts padding too. Pictures to
+draw are encoded in the step, but for --codes and --dims. With --json the last line is one JSON object.
+
+--peer=transformers does the same work with PyTorch by turns in the same process: rows padded to the longest of their
+batch, and rows padded to the full length.
 """
 
 import importlib
@@ -33,11 +45,9 @@ import rich.progress
 import rich.table
 from PIL import Image
 
-from janus_jax import assembly, cli, sharding, stages
+from janus_jax import assembly, cli, estimate, peer, sharding, speed, stages
 from janus_jax.batch import TASKS
 from janus_jax.data import fill, image_ops, synthetic
-from janus_jax.data.pipeline import Pipeline
-from janus_jax.data.shards import Layout
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 
@@ -48,6 +58,8 @@ ROWS = cli.flags.DEFINE_integer("rows", None, "R, rows of a pack group; the conf
 CODES = cli.flags.DEFINE_bool("codes", False, "Pictures to draw come as cached codes (made-up data).")
 CORES = cli.flags.DEFINE_integer("cores", os.cpu_count(), "Threads that decode; say how many cores they have.")
 RATE = cli.flags.DEFINE_float("accelerator", 11_000.0, "Tokens a second of the accelerator to feed.")
+BATCH = cli.flags.DEFINE_integer("batch", 1, "draw, ask: pictures or questions at once.", lower_bound=1)
+PEER = cli.flags.DEFINE_enum("peer", None, ["transformers"], "train, draw, ask: what to run beside it, by turns.")
 REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3)
 JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object.")
 
@@ -57,7 +69,7 @@ PAPERS = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "
 
 def main(command):
     """Runs one benchmark and prints it."""
-    figures = {"data": data, "fill": fills}[command]()
+    figures = {"data": data, "fill": fills, "train": train, "draw": draw, "ask": ask}[command]()
     lines = figures["table"] if command == "fill" else [{"what": k, "value": v} for k, v in figures.items()]
     table = rich.table.Table(*lines[0])
     for line in lines:
@@ -65,6 +77,54 @@ def main(command):
     rich.print(table)
     if JSON.value:
         print(json.dumps(figures), flush=True)
+
+
+def train():
+    """The train step, packed: a dict of figures."""
+    config, stage, lengths, tokens, dims = _model()
+    s, order = config["stages"][stage], None
+    if dims:
+        _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
+        s["batch"] = s["rows"] * jax.device_count()
+        names = dict(und=TASKS[0], text=TASKS[1], gen=TASKS[2])
+        order = [names[kind] for kind in dims["train"]["kind_cycle"]]
+    elif MIXTURE.value or ROWS.value:
+        _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
+    if PEER.value and not order:  # two of every five examples, say, in an order that is no order
+        shares = np.array(s["mixture"]) / np.gcd.reduce(np.array(s["mixture"], int))
+        order = np.random.default_rng(0).permutation(np.repeat(TASKS, shares.astype(int))).tolist()
+    return speed.train(
+        config, stage, lengths, tokens=tokens, codes=CODES.value or bool(dims), repeats=REPEATS.value,
+        against=tuple(peer.WAYS) if PEER.value else (), order=order,
+    )  # fmt: skip
+
+
+def draw():
+    """Drawing from a prompt: a dict of figures."""
+    config, stage, *_, dims = _model()
+    prompt = dims["draw"]["prompt_tokens"] if dims else 30
+    return speed.draw(config, stage, prompt=prompt, batch=BATCH.value, repeats=REPEATS.value, against=PEER.value)
+
+
+def ask():
+    """Answering a question: a dict of figures."""
+    config, stage, *_, dims = _model()
+    sizes = dims["ask"] if dims else dict(text_tokens=60, answer_tokens=64)
+    return speed.ask(
+        config, stage, question=sizes["text_tokens"], answer=sizes["answer_tokens"], batch=BATCH.value,
+        repeats=REPEATS.value, against=PEER.value,
+    )  # fmt: skip
+
+
+def _model():
+    """Config, stage, length table, tokens of a picture to understand and to draw, and a shape file's content or None."""
+    if DIMS.value:
+        config, lengths, dims = _read_dims()
+        return config, "stage_2", lengths, (dims["image"]["tokens"],) * 2, dims
+    config = (CONFIG.value or importlib.import_module("configs.pro_1b").get_config("2")).to_dict()
+    stage = list(config["stages"])[-1]
+    config["stages"][stage]["sources"] = {task: {task: 1} for task in TASKS}
+    return config, stage, *estimate.made_up_lengths(config, stage, assembly.build_network(config, stage)), None
 
 
 def data():
@@ -129,43 +189,23 @@ def fills():
 
 
 def _read_dims():
-    """Config, length table and picture tokens of a shape file."""
+    """Config, length table and content of a shape file."""
     try:
         dims = json.loads(Path(DIMS.value).read_text())
         config = importlib.import_module("configs.dims").get_config(DIMS.value).to_dict()
-        return config, synthetic.table(dims), dims["image"]["tokens"]
+        config["stages"]["stage_2"]["sources"] = {task: {task: 1} for task in TASKS}
+        return config, synthetic.table(dims), dims
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--dims={DIMS.value} is no shape file: {error}.") from None
 
 
 def _of_dims():
     """Config, stage, pipeline and length table of a shape file."""
-    config, lengths, picture_tokens = _read_dims()
-    return config, "stage_2", *_of_lengths(config, lengths, picture_tokens)
-
-
-def _of_lengths(config, lengths, picture_tokens):
-    """A pipeline of made-up examples of these lengths."""
-    s, model = config["stages"]["stage_2"], config["model"]
-    _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or 8)
-    tokenizer = model["generation"]["tokenizer"]
-    rng = np.random.default_rng(0)
-    size = model["generation"]["image_size"]
-    make = synthetic.TableMaker(
-        picture_tokens=picture_tokens, vocab_size=model["llm"]["vocab_size"], codebook_size=tokenizer["codebook_size"],
-        encoded=synthetic.photo(rng, size=size),
-    )  # fmt: skip
-    s["sources"] = {task: {task: 1} for task in TASKS}
-    groups = 4
-    layout = Layout(
-        groups=groups, und_size=size, gen_size=size, window=config["data"]["window"], shards=1,
-        **{k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")},
-    )  # fmt: skip
-    sources = {task: synthetic.TableSource(task, lengths[task]) for task in TASKS}
-    pipeline = Pipeline(
-        layout=layout, sources=sources, make=make, phases=assembly.phases_of(s), seed=0, pad_id=2, workers=CORES.value
-    )
-    return pipeline, lengths
+    config, lengths, dims = _read_dims()
+    _mix(config["stages"]["stage_2"], lengths, mixture=MIXTURE.value, rows=ROWS.value or 8)
+    tokens = (dims["image"]["tokens"],) * 2
+    packed = speed.pipeline(config, "stage_2", lengths, tokens=tokens, workers=CORES.value, groups=4)
+    return config, "stage_2", packed, lengths
 
 
 def _mix(s, lengths, *, mixture, rows):
@@ -283,4 +323,4 @@ def _fill(config, stage, lengths, *, trainable):
 
 
 if __name__ == "__main__":
-    cli.run_commands(main, commands=("data", "fill"), usage=__doc__)
+    cli.run_commands(main, commands=("train", "draw", "ask", "data", "fill"), usage=__doc__)

@@ -29,7 +29,7 @@ def settings(config, stage, target):
       ({field: value} that differ, resolved config with them).
     """
     s, mesh = config["stages"][stage], config["mesh"]
-    lengths, _ = _lengths(config, stage, assembly.build_network(config, stage))
+    lengths, _ = made_up_lengths(config, stage, assembly.build_network(config, stage))
     doubled = lambda n, times: [n * 2**k for k in range(times)]
     table = dict(
         microbatches=doubled(s["microbatches"], 8),
@@ -114,7 +114,7 @@ def cell(config, stage, target, *, mfu):
 
 def step_parts(config, stage, network, trainable):
     """Useful FLOPs of a step by part, and its real tokens: rows as full as the packer gets them, lengths of `synthetic`."""
-    s, table, und_tokens = config["stages"][stage], *_lengths(config, stage, network)
+    s, table, (und_tokens, _) = config["stages"][stage], *made_up_lengths(config, stage, network)
     sizes = {k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")}
     packed = fill.simulate(table, s["mixture"], **sizes, window=config["data"]["window"], groups=100)
     tokens = s["batch"] * s["length"] * packed.token_fill
@@ -122,13 +122,13 @@ def step_parts(config, stage, network, trainable):
     return assembly.step_flops(config, stats, trainable=trainable), tokens
 
 
-def _lengths(config, stage, network):
-    """Made-up lengths of examples with this model's pictures, and the tokens of a picture to understand."""
+def made_up_lengths(config, stage, network):
+    """Made-up lengths of examples with this model's pictures, and the tokens of a picture to understand and to draw."""
     encoder = config["model"]["understanding"]["encoder"]
     und_tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2
     gen_tokens = network.merge(network.abstract).path.num_tokens
     length = config["stages"][stage]["length"]
-    return synthetic.realistic(und_tokens=und_tokens, gen_tokens=gen_tokens, length=length), und_tokens
+    return synthetic.realistic(und_tokens=und_tokens, gen_tokens=gen_tokens, length=length), (und_tokens, gen_tokens)
 
 
 def _activations(config, stage, mesh):

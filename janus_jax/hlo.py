@@ -49,6 +49,16 @@ class Instruction(NamedTuple):
     channel: int | None
 
 
+def memory(compiled):
+    """Bytes that a compiled program takes on a device: {kind: bytes}; what it is given up and reuses counts once."""
+    found = compiled.memory_analysis()
+    return {
+        "arguments": found.argument_size_in_bytes,
+        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+    }
+
+
 def read(text):
     """The text of a compiled program, `compiled.as_text()` -> {computation: [Instruction]} and the entry's name."""
     computations, entry, current = {}, None, None

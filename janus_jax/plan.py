@@ -131,13 +131,8 @@ def compile_step(config, stage, target):
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return _does_not_fit(str(error)) | {"compile_seconds": time.perf_counter() - start}
-    seconds, memory, text = time.perf_counter() - start, compiled.memory_analysis(), compiled.as_text()
-    kinds = {
-        "arguments": memory.argument_size_in_bytes,
-        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-    }
-    total = sum(kinds.values())
+    seconds, kinds, text = time.perf_counter() - start, hlo.memory(compiled), compiled.as_text()
+    total, memory = sum(kinds.values()), compiled.memory_analysis()
     return {
         "compiled": True,
         "fits": total <= target.chip.memory,

@@ -43,6 +43,15 @@ def abstract_state(config, stage, network, tx, mesh):
     )
 
 
+def first_state(config, stage, params, tx, mesh):
+    """The TrainState that a stage begins with, of these parameters: {path: array on the mesh}."""
+    trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
+    zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(mesh))
+    opt_state = jax.jit(tx.init, out_shardings=optimizer_shardings(tx, trainable, mesh))(trainable)
+    ema = {p: jnp.copy(a) for p, a in trainable.items()} if config["ema"] else {}
+    return train_step.TrainState(zero(), trainable, frozen, opt_state, ema, zero())
+
+
 def abstract_batch(config, stage, mesh):
     """Batch of ShapeDtypeStructs: pictures as pixels, nothing cached."""
     s, model = config["stages"][stage], config["model"]

@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -237,12 +236,7 @@ def _begin(saved, config, stage, network, tx, mesh):
     params = loaded | fresh
     if stage != stages.TOKENIZER:
         params = _start_from_tokenizer(params, missing, config)
-    trainable, frozen = stages.split(params, assembly.frozen_patterns(config, stage))
-    replicated = sharding.replicated(mesh)
-    zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), replicated)
-    opt_state = jax.jit(tx.init, out_shardings=states.optimizer_shardings(tx, trainable, mesh))(trainable)
-    ema = {p: jnp.copy(a) for p, a in trainable.items()} if config["ema"] else {}
-    return TrainState(zero(), trainable, frozen, opt_state, ema, zero())
+    return states.first_state(config, stage, params, tx, mesh)
 
 
 def _start_from_tokenizer(params, missing, config):

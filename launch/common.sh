@@ -3,11 +3,16 @@
 
 CODE_AGAIN=75 # of a run that saved its state and asks to be started again
 
-# run COMMAND...: shows the command, and runs it unless --dry-run was given.
-run() {
+# show COMMAND...: prints it.
+show() {
   printf '+' >&2
   printf ' %q' "$@" >&2
   printf '\n' >&2
+}
+
+# run COMMAND...: shows it, and runs it unless --dry-run was given.
+run() {
+  show "$@"
   [[ -n ${DRY_RUN:-} ]] || "$@"
 }
 

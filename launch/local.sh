@@ -46,10 +46,13 @@ attempt() {
   local id pid alive ended code=0 patience=120
   pids=()
   for ((id = 0; id < PROCESSES; id++)); do
-    local own=(env "JAX_NUM_CPU_DEVICES=$DEVICES")
-    ((gpus)) && own=(env "CUDA_VISIBLE_DEVICES=$id")
-    run "${own[@]}" "$PYTHON" -m janus_jax.train "${arguments[@]}" \
-      "--distributed=localhost:$port" "--num_processes=$PROCESSES" "--process_id=$id" &
+    local command=(env "JAX_NUM_CPU_DEVICES=$DEVICES")
+    ((gpus)) && command=(env "CUDA_VISIBLE_DEVICES=$id")
+    command+=("$PYTHON" -m janus_jax.train "${arguments[@]}"
+      "--distributed=localhost:$port" "--num_processes=$PROCESSES" "--process_id=$id")
+    show "${command[@]}"
+    [[ -z ${DRY_RUN:-} ]] || continue
+    "${command[@]}" &
     pids+=($!)
   done
   while ((${#pids[@]})); do

@@ -13,7 +13,7 @@ FLOORS = [  # a file may import its own floor and those below it
     {"data", "generation", "weights", "stages"},
     {"models", "optimizer"},
     {"cli", "processes", "train_step", "checkpoint", "metrics", "eval"},
-    {"assembly", "states", "estimate", "scale", "caches", "doctor"},
+    {"assembly", "states", "estimate", "scale", "caches", "doctor", "peer", "speed"},
     {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},
 ]
 

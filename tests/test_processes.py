@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -134,7 +135,8 @@ class Device:
 def test_processes_hold_whole_parts_of_the_batch(monkeypatch):
     def mesh(processes, *, fsdp, tensor):
         devices = np.array([Device(p) for p in range(processes) for _ in range(fsdp * tensor // processes)])
-        return type("Mesh", (), {"devices": devices.reshape(1, fsdp, tensor), "shape": dict(data=1, fsdp=fsdp, tensor=tensor)})
+        shape = dict(data=1, fsdp=fsdp, tensor=tensor)
+        return types.SimpleNamespace(devices=devices.reshape(1, fsdp, tensor), shape=shape)
 
     monkeypatch.setattr(jax, "process_index", lambda: 2)
     assert sharding.host_share(mesh(4, fsdp=8, tensor=1)) == (2, 4)

@@ -97,8 +97,9 @@ class TableSource:
 class TableMaker:
     """Makes examples of a table's lengths: random ids, one encoded picture for all, codes in place of pictures to draw."""
 
-    def __init__(self, *, picture_tokens, vocab_size, codebook_size, encoded, first_text=16, image=3):
-        self._tokens, self._vocab, self._codes = picture_tokens, vocab_size, codebook_size
+    def __init__(self, *, tokens, vocab_size, codebook_size, encoded, first_text=16, image=3):
+        """`tokens` of a picture to understand, and of one to draw; `encoded` is the picture of all examples."""
+        (self._seen, self._drawn), self._vocab, self._codes = tokens, vocab_size, codebook_size
         self._encoded, self._first, self._image = encoded, first_text, image
 
     def __call__(self, record, *, task, rng, record_id=""):
@@ -109,10 +110,9 @@ class TableMaker:
         weights[-1] = 0
         if task == "text":
             return Example(tokens, weights, TASKS.index(task), record_id=record_id)
-        start = 2 if task == "understanding" else n - self._tokens
-        tokens[start : start + self._tokens] = self._image
         if task == "understanding":
-            weights[: start + self._tokens] = 0
-            return Example(tokens, weights, 0, (opened(self._encoded),), (start,), record_id=record_id)
-        codes = rng.integers(0, self._codes, self._tokens).astype(np.int32)
+            tokens[2 : 2 + self._seen], weights[: 2 + self._seen] = self._image, 0
+            return Example(tokens, weights, 0, (opened(self._encoded),), (2,), record_id=record_id)
+        start, codes = n - self._drawn, rng.integers(0, self._codes, self._drawn).astype(np.int32)
+        tokens[start:] = self._image
         return Example(tokens, 0 * weights, 2, gen_images=(codes,), gen_starts=(start,), record_id=record_id)

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Trains on TPU slices of a GKE cluster, as a JobSet: one job a slice, one pod a host. Needs kubectl, and JobSet installed
+# in the cluster.
+#
+#   launch/gke.sh --name=janus --image=REGISTRY/janus_jax --accelerator=tpu-v5p-slice --topology=4x4x4 --hosts=16 \
+#     --bucket=my-bucket -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b
+#
+#   --name=NAME           of the JobSet
+#   --image=IMAGE         with this folder in /janus_jax and its requirements installed
+#   --accelerator=NAME    tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice, tpu7x
+#   --topology=SHAPE      of one slice in chips, 4x4x4 say
+#   --hosts=N             of one slice
+#   --chips=N             of one host (4)
+#   --slices=N            how many (1); the config's mesh.data must be a multiple
+#   --bucket=NAME         a bucket that every pod sees as /bucket, through Cloud Storage FUSE
+#   --service_account=S   of Kubernetes, which may read and write the bucket (default)
+#   --spot                on spot nodes
+#   --retries=N           how often the whole job is started again (20)
+#   --dry-run             only prints the manifest
+#
+# What stands behind -- goes to `python -m janus_jax.train`. The environment may hold the same in capitals: NAME, IMAGE, ...
+# A pod that is evicted saves the state within its grace period of five minutes; the JobSet starts over and the run goes on.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/common.sh
+
+NAME=${NAME:-janus} IMAGE=${IMAGE:-} ACCELERATOR=${ACCELERATOR:-} TOPOLOGY=${TOPOLOGY:-} HOSTS=${HOSTS:-} CHIPS=${CHIPS:-4}
+SLICES=${SLICES:-1} BUCKET=${BUCKET:-} SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default} SPOT=${SPOT:-} RETRIES=${RETRIES:-20}
+while (($#)); do
+  case $1 in
+    --name=*) NAME=${1#*=} ;;
+    --image=*) IMAGE=${1#*=} ;;
+    --accelerator=*) ACCELERATOR=${1#*=} ;;
+    --topology=*) TOPOLOGY=${1#*=} ;;
+    --hosts=*) HOSTS=${1#*=} ;;
+    --chips=*) CHIPS=${1#*=} ;;
+    --slices=*) SLICES=${1#*=} ;;
+    --bucket=*) BUCKET=${1#*=} ;;
+    --service_account=*) SERVICE_ACCOUNT=${1#*=} ;;
+    --spot) SPOT=1 ;;
+    --retries=*) RETRIES=${1#*=} ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h) usage; exit 0 ;;
+    --) shift; break ;;
+    *) complain "unknown flag $1" ;;
+  esac
+  shift
+done
+[[ $IMAGE && $ACCELERATOR && $TOPOLOGY && $HOSTS ]] || complain "--image, --accelerator, --topology and --hosts are needed"
+(($#)) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b"
+
+# if_set VALUE LINES: the lines of the manifest that a setting brings with it.
+if_set() { [[ -z $1 ]] || printf '%s\n' "$2"; }
+
+manifest() {
+  cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: $RETRIES
+    rules:
+    - action: FailJobSet # a mistake of the user's comes back every time
+      onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+  - name: slice
+    replicas: $SLICES
+    template:
+      spec:
+        parallelism: $HOSTS
+        completions: $HOSTS
+        completionMode: Indexed
+        backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes: {containerName: train, operator: In, values: [2]}
+        template:
+          metadata:
+            annotations:
+              gke-gcsfuse/volumes: "$([[ -z $BUCKET ]] && echo false || echo true)"
+          spec:
+            restartPolicy: Never
+            serviceAccountName: $SERVICE_ACCOUNT
+            terminationGracePeriodSeconds: 300
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
+              cloud.google.com/gke-tpu-topology: $TOPOLOGY
+YAML
+  if_set "$SPOT" '              cloud.google.com/gke-spot: "true"'
+  cat <<YAML
+            containers:
+            - name: train
+              image: $IMAGE
+              workingDir: /janus_jax
+              command:
+              - bash
+              - -c
+              - '. launch/xla_flags.sh; exec python -m janus_jax.train "\$@" --distributed=auto'
+              - train
+YAML
+  printf "              - '%s'\n" "${arguments[@]//\'/\'\'}" # as YAML quotes
+  cat <<YAML
+              resources:
+                limits:
+                  google.com/tpu: $CHIPS
+YAML
+  if_set "$BUCKET" "              volumeMounts:
+              - {name: bucket, mountPath: /bucket}
+            volumes:
+            - name: bucket
+              csi:
+                driver: gcsfuse.csi.storage.gke.io
+                volumeAttributes: {bucketName: $BUCKET, mountOptions: implicit-dirs}"
+}
+
+arguments=("$@")
+if [[ -n ${DRY_RUN:-} ]]; then
+  manifest
+else
+  manifest | run kubectl apply -f -
+  run kubectl wait --for=condition=Completed --timeout=-1s "jobset/$NAME"
+fi

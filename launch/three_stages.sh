@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Trains a recipe stage after stage with any launcher, so that each stage may have settings and machines of its own.
+#
+#   launch/three_stages.sh --config=configs/pro_1b.py --workdir=runs/pro_1b -- launch/local.sh --processes=2 --
+#   launch/three_stages.sh --config=configs/pro_7b.py --workdir=runs/pro_7b -- python -m janus_jax.train
+#
+#   --config=FILE        the recipe
+#   --workdir=DIR        one folder for all stages; each starts from the stage before it
+#   --stages="1 2 3"     which ones, in order; a recipe that trains its tokenizer begins with tokenizer
+#   --stage_N="FLAGS"    more flags of one stage, --stage_3="--config.mesh.tensor=2" say
+#   --dry-run            only shows the commands
+#
+# What stands behind -- starts a training and takes its flags at the end. Done stages are passed over, so the same command
+# goes on where it stopped; a stage that was preempted (code 75) or killed is started again, RETRIES times (20).
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/common.sh
+
+CONFIG=${CONFIG:-} WORKDIR=${WORKDIR:-} STAGES=${STAGES:-1 2 3}
+declare -A more=()
+while (($#)); do
+  case $1 in
+    --config=*) CONFIG=${1#*=} ;;
+    --workdir=*) WORKDIR=${1#*=} ;;
+    --stages=*) STAGES=${1#*=} ;;
+    --stage_*=*) name=${1%%=*}; more[${name#--stage_}]=${1#*=} ;;
+    --retries=*) RETRIES=${1#*=} ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h) usage; exit 0 ;;
+    --) shift; break ;;
+    *) complain "unknown flag $1" ;;
+  esac
+  shift
+done
+[[ $CONFIG && $WORKDIR ]] || complain "--config and --workdir are needed"
+(($#)) || complain "what starts a training stands behind --, for example -- python -m janus_jax.train"
+[[ $1 == launch/* ]] || . launch/xla_flags.sh # a launcher of this folder does so itself
+
+child=
+trap 'STOPPED=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
+
+# Runs a command until it has ended, signals or not.
+passing_signals() {
+  local code=0
+  show "$@"
+  [[ -z ${DRY_RUN:-} ]] || return 0
+  "$@" &
+  child=$!
+  while kill -0 "$child" 2>/dev/null; do
+    code=0
+    wait "$child" || code=$?
+  done
+  return "$code"
+}
+
+for stage in $STAGES; do
+  read -ra flags <<<"${more[$stage]:-}"
+  again passing_signals "$@" "--config=$CONFIG:$stage" "--workdir=$WORKDIR" ${flags[@]+"${flags[@]}"}
+done

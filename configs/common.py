@@ -50,6 +50,7 @@ def get_config():
     c.init_from = ""  # workdirs or checkpoints, with commas between, whose parameters the first stage starts from
     c.init_fresh = ("understanding/adaptor", "generation/(embed|adaptor|head)")  # what may start without one
     c.log_every = 1
+    c.profile_steps = ""  # "10:13" writes an XProf trace of these steps of every stage into WORKDIR/profile
     c.save_every = 1_000
     c.keep_checkpoints = 2
     c.samples = dict(prompts=(), guidance=5.0)  # what is drawn into workdir/samples at every checkpoint

@@ -1,6 +1,7 @@
 """What a run writes while it trains: metrics.jsonl (one line a step), TensorBoard events, a progress line with ETA."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,22 +12,26 @@ import tensorboardX
 from absl import logging
 from rich import progress
 
-from janus_jax import chips, processes
+from janus_jax import chips, processes, sharding
+from janus_jax.errors import UserError
 
 
 def peak_flops():
-    """FLOP/s that MFU is a share of, over all devices; on CPU the rate of a jitted fp32 product, best of 15."""
+    """FLOP/s that MFU is a share of, over all devices; on CPU the rate of a jitted fp32 product on each, best of 15."""
     kind = jax.devices()[0].device_kind
     if known := chips.of(kind).peak:
         return known * jax.device_count()
-    a, b = jnp.ones((4096, 512)), jnp.ones((512, 1408))
-    product = jax.jit(jnp.matmul)
-    best = float("inf")
-    for _ in range(15):
-        start = time.perf_counter()
-        product(a, b).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 4096 * 512 * 1408 / best
+    devices, best = jax.local_devices(), float("inf")
+    mesh = sharding.make_mesh(devices=devices)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(jnp.ones((4096 * len(devices), 512)), sharding.batch_sharding(mesh))
+        kernel = jax.device_put(jnp.ones((512, 1408)), sharding.replicated(mesh))
+        product = jax.jit(jnp.matmul, out_shardings=rows.sharding)
+        for _ in range(15):
+            start = time.perf_counter()
+            product(rows, kernel).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return 2 * rows.size * kernel.shape[1] / best
 
 
 def readable(metrics):
@@ -76,6 +81,41 @@ class Log:
         if self._file:
             self._file.close()
             self._events.close()
+
+
+class Profile:
+    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to read it."""
+
+    def __init__(self, steps, folder):
+        """`steps` is like '10:13', the 10th to the 12th step of every stage, or empty.
+
+        Raises:
+          UserError: for anything else.
+        """
+        found = re.fullmatch(r"(\d+):(\d+)", steps)
+        if steps and not (found and 0 < int(found[1]) < int(found[2])):
+            raise UserError(f"config.profile_steps is {steps!r}; write 10:13 for the steps 10, 11 and 12.")
+        self._steps = range(int(found[1]), int(found[2])) if steps else range(0)
+        self._folder, self._tracing = str(folder), False
+
+    def before(self, step):
+        """Begins the trace where a step is the first of it."""
+        if self._steps and step == self._steps.start:
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
+
+    def after(self, step, metrics):
+        """Ends it behind the last one, when its metrics are there."""
+        if self._tracing and step == self._steps.stop - 1:
+            jax.block_until_ready(metrics)
+            self.close()
+            logging.info("Wrote the trace of steps %d to %d: xprof %s", self._steps.start, step, self._folder)
+
+    def close(self):
+        """Ends a trace that is under way."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
 
 
 class Progress:

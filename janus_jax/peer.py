@@ -100,14 +100,13 @@ class Peer:
             codes = parts.generation_aligner(parts.generation_embeddings(batch["codes"]))
             x = x.masked_scatter(batch["drawn"][..., None], codes.to(x.dtype))
         hidden = parts.language_model(inputs_embeds=x, attention_mask=batch["mask"], use_cache=False).last_hidden_state
-        loss, labelled, drawn = hidden.sum() * 0, batch["labelled"], batch["drawn"]
-        if labelled.any():
-            targets = batch["ids"].roll(-1, dims=1)[labelled]
-            loss = loss + entropy(self.model.lm_head(hidden[labelled]).float(), targets)
+        labelled, before = batch["labelled"], batch["drawn"].roll(-1, dims=1)  # the position before each code predicts it
+        targets = batch["ids"].roll(-1, dims=1)[labelled]
+        loss = entropy(self.model.lm_head(hidden[labelled]).float(), targets, reduction="sum")
         if batch["codes"] is not None:
-            before = drawn.roll(-1, dims=1)  # the position before each code predicts it
-            loss = loss + entropy(parts.generation_head(hidden[before]).float(), batch["codes"].flatten())
-        return loss
+            drawn = parts.generation_head(hidden[before]).float()
+            loss = loss + entropy(drawn, batch["codes"].flatten(), reduction="sum")
+        return loss / (labelled.sum() + before.sum())
 
     def draw(self, ids):
         """Draws a picture a row: int[B, P] ids -> pixels."""

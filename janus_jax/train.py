@@ -32,7 +32,7 @@ from janus_jax.data.pipeline import COUNTS, Prefetch, statistics
 from janus_jax.errors import UserError
 from janus_jax.eval.samples import Sampler
 from janus_jax.layers.packed import kernel_of
-from janus_jax.metrics import Log, Progress, peak_flops, readable
+from janus_jax.metrics import Log, Profile, Progress, peak_flops, readable
 from janus_jax.models.janus import pick_path
 from janus_jax.train_step import TrainState
 
@@ -140,17 +140,18 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
             settle = jax.jit(train_step.make_settle(network), out_shardings=jax.tree.map(lambda x: x.sharding, state))
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
         sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
+        profile = Profile(config["profile_steps"], workdir / "profile")
         try:
             return _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
-                writer=writer, sampler=sampler, settle=settle, preempted=preempted,
+                writer=writer, sampler=sampler, settle=settle, profile=profile, preempted=preempted,
             )  # fmt: skip
         finally:
             writer.wait()
             log.close()
 
 
-def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, preempted):
+def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, profile, preempted):
     """Steps to the end of the stage, or to where the run is preempted, and says whether it was.
 
     Metrics are read one step late, when the next step is already on its way.
@@ -191,10 +192,12 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
             packed = next(data)
             batch = sharding.put_batch(mesh, packed.batch)
             counts = sharding.summed(mesh, {name: packed.stats[name] for name in COUNTS})
+            profile.before(done + 1)
             state, metrics = step(state, batch)
             if pending:
                 report(pending)
             done += 1
+            profile.after(done, metrics)
             pending, stopped = (done, packed, counts, metrics), preempted(offset + done)
             if done % config["save_every"] == 0 or done == last or stopped:
                 report(pending)
@@ -207,6 +210,7 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
                 before = time.perf_counter()
         return stopped
     finally:
+        profile.close()
         data.close()
         progress.close()
 

@@ -65,8 +65,9 @@ def make(network, tx, *, learning_rate, microbatches, seed, ema_decay=0.0):
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
             ((value, metrics), grads), _ = jax.lax.scan(add, zeros, parts)
 
-        norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(grads)
+            updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)

@@ -146,6 +146,76 @@ def test_processes_hold_whole_parts_of_the_batch(monkeypatch):
         sharding.host_share(mesh(4, fsdp=4, tensor=3))
 
 
+def script(name, *words, **env):
+    return subprocess.run([ROOT / "launch" / name, *words], env=os.environ | env, capture_output=True, text=True)
+
+
+TRAIN = ["--", "--config=configs/pro_7b.py", "--config.samples.prompts=('a b',)"]
+ON_TPU = ["--zone=z", "--type=v5p-128", "--bucket=b", "--spot"]
+ON_GKE = ["--image=i", "--accelerator=tpu-v5p-slice", "--topology=4x4x4", "--hosts=16", "--bucket=b", "--spot"]
+DRY = [
+    ("local.sh", ["--processes=3", *TRAIN], ["--num_processes=3 --process_id=2", "a\\ b"]),
+    ("tpu_vm.sh", [*ON_TPU, *TRAIN], ["create janus --zone=z", "--spot", "v2-alpha-tpuv5", "gcsfuse", "--distributed=auto"]),
+    ("tpu_vm.sh", [*ON_TPU, "--slices=2", *TRAIN], ["--node-count=2", "ssh janus-1", "xla_flags.sh", "delete janus"]),
+    ("gke.sh", [*ON_GKE, *TRAIN], ["kind: JobSet", "maxRestarts: 20", "completions: 16", "- '--config.samples.prompts=(''a b'',)'"]),
+    ("slurm.sbatch", ["--config=configs/pro_7b.py"], ["srun", "--distributed=auto"]),
+    (
+        "three_stages.sh",
+        ["--config=c.py", "--workdir=w", "--stage_3=--config.mesh.tensor=2 --config.seed=1", "--", "launch/local.sh", "--"],
+        ["launch/local.sh -- --config=c.py:1 --workdir=w\n", "c.py:3 --workdir=w --config.mesh.tensor=2 --config.seed=1"],
+    ),
+]
+
+
+@pytest.mark.parametrize("name, words, said", DRY)
+def test_scripts_show_what_they_would_do(name, words, said):
+    words = ["--dry-run", *words]
+    done = script(name, *words)
+    assert done.returncode == 0, done.stderr
+    for text in said:
+        assert text in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in DRY}))
+def test_scripts_tell_mistakes_and_help(name):
+    done = script(name, "--help")
+    assert done.returncode == 0 and f"launch/{name}" in done.stdout and "--dry-run" in done.stdout
+    if name != "slurm.sbatch":
+        done = script(name, "--dri-run")
+        assert done.returncode == 2 and "Error: unknown flag --dri-run" in done.stderr
+
+
+def test_settings_come_from_the_environment_too():
+    done = script("local.sh", "--dry-run", *TRAIN, PROCESSES="1", PORT="99")
+    assert "--distributed=localhost:99 --num_processes=1 --process_id=0" in done.stderr
+
+
+@pytest.mark.parametrize("codes, ran, code", [("75 137 0", 3, 0), ("75 75 75", 3, 75), ("2 0", 1, 2), ("1 0", 1, 1), ("0", 1, 0)])
+def test_what_was_preempted_is_started_again(tmp_path, codes, ran, code):
+    """A stand-in for python that ends with one code after the other."""
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/bash\ncd {tmp_path}; [[ $1 == -c ]] && {{ echo 9; exit; }}\n"
+        'echo "$@" >> ran; read -r code < codes; sed -i 1d codes; exit "$code"\n'
+    )
+    python.chmod(0o755)
+    env = {"PYTHON": str(python), "RETRY_SECONDS": "0"}
+    done = script("local.sh", "--processes=1", "--retries=2", "--", "--config=x", **env)
+    assert done.returncode == code and len((tmp_path / "ran").read_text().splitlines()) == ran
+
+
+def test_the_table_of_flags_leaves_the_last_word_to_the_environment():
+    text = "set -u; . launch/xla_flags.sh; echo $LIBTPU_INIT_ARGS; echo $XLA_FLAGS; echo $XLA_PYTHON_CLIENT_MEM_FRACTION"
+    env = os.environ | {"XLA_FLAGS": "--mine=1", "LIBTPU_INIT_ARGS": "--mine=2", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+    done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    tpu, gpu, share = done.stdout.splitlines()
+    assert tpu.endswith("--mine=2") and gpu.endswith("--mine=1") and share == "0.5"
+    page = (ROOT / "docs/pods.md").read_text()
+    flags = re.findall(r"--(xla\w+)=", tpu + gpu)
+    assert len(flags) > 8 and all(f"`{flag}`" in page for flag in flags)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound(script):
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

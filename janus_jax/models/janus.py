@@ -139,23 +139,31 @@ class Janus(nnx.Module):
         used = batch.gen_start < batch.tokens.shape[1] * length
         join = lambda a: None if a is None else rearrange(a, "s g ... -> (s g) ...")
         pictures = Pictures(join(batch.gen_images), join(batch.gen_codes), join(batch.gen_latents))
-        prepared = path.prepare(pictures, keys.reshape(-1), look=self.look)
+        with jax.named_scope("tokenizer"):
+            prepared = path.prepare(pictures, keys.reshape(-1), look=self.look)
 
-        x = rearrange(self.embed_text(batch.tokens), "s r l d -> s (r l) d")
-        x = self.insert_pictures(x, batch.und_images, start=batch.und_start)
-        embedded, kept = path.embed(prepared)
+        with jax.named_scope("embed"):
+            x = rearrange(self.embed_text(batch.tokens), "s r l d -> s (r l) d")
+        with jax.named_scope("understanding"):
+            x = self.insert_pictures(x, batch.und_images, start=batch.und_start)
+        with jax.named_scope("generation"):
+            embedded, kept = path.embed(prepared)
         x = insert(x, embedded.reshape(*batch.gen_start.shape, *embedded.shape[1:]), start=batch.gen_start)
 
         rows = lambda ids: rearrange(ids, "s r l -> (s r) l")
         x = rearrange(x, "s (r l) d -> (s r) l d", l=length)
-        x, tapped = self.llm(x, positions=rows(batch.positions), segment_ids=rows(batch.segment_ids), tap=path.tap_layer)
+        with jax.named_scope("llm"):
+            places = dict(positions=rows(batch.positions), segment_ids=rows(batch.segment_ids))
+            x, tapped = self.llm(x, **places, tap=path.tap_layer)
         x, tapped = (None if a is None else rearrange(a, "(s r) l d -> s (r l) d", s=s) for a in (x, tapped))
 
         flat = lambda a: rearrange(a, "s r l -> s (r l)")
         targets = flat(jnp.roll(batch.tokens, -1, axis=-1))
-        text, hits = self.llm.score_text(x, targets=targets, weights=flat(batch.text_weights))
+        with jax.named_scope("text_head"):
+            text, hits = self.llm.score_text(x, targets=targets, weights=flat(batch.text_weights))
         read = lambda a: join(extract(a, start=batch.gen_start, length=path.num_tokens, shift=path.read_shift))
-        pictures, extra = path.loss(read(x), None if tapped is None else read(tapped), prepared, kept)
+        with jax.named_scope("picture_head"):
+            pictures, extra = path.loss(read(x), None if tapped is None else read(tapped), prepared, kept)
         pictures = jnp.where(used.reshape(-1), pictures, 0)
 
         loss = path.combine(

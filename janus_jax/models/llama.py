@@ -50,10 +50,12 @@ class Block(nnx.Module):
         Returns:
           float[B, L, D].
         """
-        q, k, v = self.attention.qkv(self.attention_norm(x))
         turn = functools.partial(rotate, positions=positions, theta=self.rope_theta)
-        x = x + self.attention.merge(attend(turn(q), turn(k), v))
-        return x + self.mlp(self.mlp_norm(x))
+        with jax.named_scope("attention"):
+            q, k, v = self.attention.qkv(self.attention_norm(x))
+            x = x + self.attention.merge(attend(turn(q), turn(k), v))
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.mlp_norm(x))
 
 
 class Llama(nnx.Module):

@@ -1,0 +1,127 @@
+"""`benchmark train | draw | ask` on a small shape file, alone and beside transformers; and that both do the same work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import dims as dims_config
+from janus_jax import peer, speed
+from janus_jax.batch import TASKS
+from janus_jax.data import synthetic
+from janus_jax.data.packing import lay_out
+from janus_jax.models.janus import count_targets
+from tests.conftest import CACHE
+from tests.test_weights import command, ours
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {
+    "image": {"size": 32, "patch": 16, "tokens": 4},
+    "vision": {"width": 16, "layers": 2, "heads": 2, "mlp_ratio": 2},
+    "vq": {
+        "base_channels": 32, "channel_mult": [1, 1, 1, 1, 1], "res_blocks": 1, "z_channels": 32, "codebook_size": 24,
+        "codebook_dim": 8,
+    },
+    "llm": {
+        "width": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 64, "vocab": 96, "rms_eps": 1e-6, "rope_theta": 10000.0,
+    },
+    "train": {"rows": 2, "length": 64, "kind_cycle": ["und", "text", "gen", "gen"]},
+    "lengths": {"und": [8, 12], "text": [20, 33], "gen": [6, 9]},
+    "draw": {"prompt_tokens": 6},
+    "ask": {"text_tokens": 6, "answer_tokens": 5},
+}  # fmt: skip
+KEYS = {
+    "name", "seconds_median", "min", "max", "n", "tokens_real", "tokens_padded", "tokens_per_second", "images_per_second",
+    "mfu", "device",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shape_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shapes") / "shapes.json"
+    path.write_text(json.dumps(SHAPES))
+    return path
+
+
+def run(*words):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    command = [sys.executable, "-m", "janus_jax.benchmark", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command, per_step", [("train", 2 * 2 * 64), ("draw", 3 * 4), ("ask", 3 * 5)])
+def test_times_beside_transformers(shape_file, command, per_step):
+    pytest.importorskip("transformers")
+    batch = [] if command == "train" else ["--batch=3"]
+    done = run(command, f"--dims={shape_file}", "--repeats=3", "--json", "--peer=transformers", *batch)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert KEYS <= figures.keys() and figures["name"] == command and figures["n"] == 3
+    assert 0 < figures["min"] <= figures["seconds_median"] <= figures["max"]
+    assert 0.5 * per_step < figures["tokens_real"] <= figures["tokens_padded"] == per_step
+    assert figures["tokens_per_second"] == pytest.approx(figures["tokens_real"] / figures["seconds_median"])
+    ways = ("longest", "full") if command == "train" else ("transformers",)
+    assert all(figures[f"over_{way}"] > 0 for way in ways)
+    assert (figures["mfu"] is None) == (command != "train")
+    if command == "train":
+        assert 0 < figures["mfu"] <= figures["mfu_raw"]
+
+
+def test_a_stage_of_a_config_is_timed(tmp_path, data):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from pathlib import Path\nfrom configs import tiny\nfrom tests.conftest import small\n"
+        f"def get_config(stage='all'):\n    return small(tiny.get_config(stage), Path({str(data)!r}))\n"
+    )
+    done = run("train", f"--config={recipe}:2", "--repeats=3", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["stage"] == "stage_2" and figures["tokens_padded"] == 16 * 128 and figures["devices"] == 2
+
+
+def test_both_train_on_the_same_loss(shape_file, tmp_path):
+    """The peer's loss on padded rows is ours on the same examples, packed, with the same weights."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    config = dims_config.get_config(str(shape_file)).to_dict()
+    lengths = synthetic.table(SHAPES)
+    order = [TASKS[0], TASKS[1], TASKS[2], TASKS[2]]
+    examples = speed._examples(config, lengths, order, (4, 4))
+    model = peer.Peer(config, "stage_2")
+    with torch.no_grad():
+        (full,) = model.batches(examples, rows=4, length=64)
+        (short,) = model.batches(examples, rows=4, length=None)
+        expected = model._loss(full).item()
+        np.testing.assert_allclose(model._loss(short).item(), expected, rtol=1e-5)
+    assert short["padded"] < full["padded"] == 4 * 64 and short["real"] == full["real"]
+
+    model.model.save_pretrained(tmp_path / "hf")
+    command("import", layout="transformers", src=tmp_path / "hf", out=tmp_path / "ours")
+    network, params = ours(tmp_path / "ours")
+    group, *_ = lay_out([[e for e, _ in examples]], length=96, pad_id=2, und_slots=1, gen_slots=2)
+    pixels = np.stack([picture for _, picture in examples if picture is not None])
+    codes = np.stack([e.gen_images[0] for e, _ in examples if e.gen_images])
+    batch = group._replace(und_images=pixels, gen_codes=codes)
+    batch = jax.tree.map(lambda a: a[None], batch)
+    keys = jax.vmap(jax.random.key)(np.arange(2, dtype=np.uint32))[None]
+    loss, _ = jax.jit(lambda p: network.merge(p).loss(batch, counts=count_targets(batch), keys=keys))(params)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train", "--dims=nowhere.json"], "is no shape file"),
+        (["train", "--config=configs/flow_1p3b.py:2", "--peer=transformers"], "no Janus that draws this way"),
+        (["fly"], "Say which of"),
+    ],
+)
+def test_mistakes_are_told(words, said):
+    done = run(*words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

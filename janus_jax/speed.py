@@ -71,6 +71,7 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
       dict of figures.
     """
     s, mesh = config["stages"][stage], sharding.make_mesh(**config["mesh"])
+    torch_model = peer.Peer(config, stage) if against else None
     network = assembly.build_network(config, stage)
     tx, rate = assembly.build_optimizer(config, stage, network)
     groups = assembly.check_division(s, mesh)
@@ -97,7 +98,6 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
         real = {"ours": int(counts["tokens"])}
         padded = {"ours": int(counts["positions"])}
         if against:
-            torch_model = peer.Peer(config, stage)
             examples = _examples(config, lengths, order, tokens)
             for way in against:
                 parts = torch_model.batches(examples, rows=s["batch"], length=peer.WAYS[way] and s["length"])
@@ -190,6 +190,7 @@ def _peak_bytes():
 
 def draw(config, stage, *, prompt, batch, repeats, against):
     """Times the drawing of `batch` pictures from prompts of so many tokens, guided, with their decoding to pixels."""
+    torch_model = peer.Peer(config, stage) if against else None
     network, params, mesh = _frozen(config, stage)
     ids, real, keys = _prompts(config, prompt, batch)
     with jax.set_mesh(mesh):
@@ -200,7 +201,6 @@ def draw(config, stage, *, prompt, batch, repeats, against):
         figures = {"compile_seconds": time.perf_counter() - start, "bytes_per_device": sum(hlo.memory(program).values())}
         ways = {"ours": lambda: jax.block_until_ready(program(params, ids, real, keys, pad_id=2))}
         if against:
-            torch_model = peer.Peer(config, stage)
             ways["transformers"] = lambda: torch_model.draw(np.asarray(ids))
         seconds = by_turns(ways, repeats=repeats)
     tokens = batch * network.merge(network.abstract).path.num_tokens
@@ -209,6 +209,7 @@ def draw(config, stage, *, prompt, batch, repeats, against):
 
 def ask(config, stage, *, question, answer, batch, repeats, against):
     """Times greedy answers of so many tokens to `batch` questions of so many, each about a picture of its own."""
+    torch_model = peer.Peer(config, stage) if against else None
     network, params, mesh = _frozen(config, stage)
     model, rng = config["model"], np.random.default_rng(0)
     encoder = model["understanding"]["encoder"]
@@ -224,7 +225,6 @@ def ask(config, stage, *, question, answer, batch, repeats, against):
         figures = {"compile_seconds": time.perf_counter() - start, "bytes_per_device": sum(hlo.memory(program).values())}
         ways = {"ours": lambda: jax.block_until_ready(program(params, *given, **settings))}
         if against:
-            torch_model = peer.Peer(config, stage)
             ways["transformers"] = lambda: torch_model.ask(ids, pictures[:, 0], answer=answer)
         seconds = by_turns(ways, repeats=repeats)
     return _rates("ask", seconds, figures, tokens_real=batch * answer, tokens_padded=batch * answer, images=batch)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from configs import dims as dims_config
-from janus_jax import peer, speed
+from configs import tiny
+from janus_jax import assembly, estimate, peer, speed
 from janus_jax.batch import TASKS
 from janus_jax.data import synthetic
 from janus_jax.data.packing import lay_out
 from janus_jax.models.janus import count_targets
-from tests.conftest import CACHE
+from tests.conftest import CACHE, small
 from tests.test_weights import command, ours
 
 ROOT = Path(__file__).parent.parent
@@ -55,34 +56,39 @@ def run(*words):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command, per_step", [("train", 2 * 2 * 64), ("draw", 3 * 4), ("ask", 3 * 5)])
-def test_times_beside_transformers(shape_file, command, per_step):
-    pytest.importorskip("transformers")
-    batch = [] if command == "train" else ["--batch=3"]
-    done = run(command, f"--dims={shape_file}", "--repeats=3", "--json", "--peer=transformers", *batch)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert KEYS <= figures.keys() and figures["name"] == command and figures["n"] == 3
+def check(figures, name, *, per_step, ways):
+    assert KEYS <= figures.keys() and figures["name"] == name and figures["n"] == 3
     assert 0 < figures["min"] <= figures["seconds_median"] <= figures["max"]
     assert 0.5 * per_step < figures["tokens_real"] <= figures["tokens_padded"] == per_step
     assert figures["tokens_per_second"] == pytest.approx(figures["tokens_real"] / figures["seconds_median"])
-    ways = ("longest", "full") if command == "train" else ("transformers",)
     assert all(figures[f"over_{way}"] > 0 for way in ways)
-    assert (figures["mfu"] is None) == (command != "train")
-    if command == "train":
-        assert 0 < figures["mfu"] <= figures["mfu_raw"]
+    assert (figures["mfu"] is None) == (name != "train")
 
 
-def test_a_stage_of_a_config_is_timed(tmp_path, data):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(
-        "from pathlib import Path\nfrom configs import tiny\nfrom tests.conftest import small\n"
-        f"def get_config(stage='all'):\n    return small(tiny.get_config(stage), Path({str(data)!r}))\n"
-    )
-    done = run("train", f"--config={recipe}:2", "--repeats=3", "--json")
+def test_train_beside_transformers(shape_file):
+    pytest.importorskip("transformers")
+    done = run("train", f"--dims={shape_file}", "--repeats=3", "--json", "--peer=transformers")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["stage"] == "stage_2" and figures["tokens_padded"] == 16 * 128 and figures["devices"] == 2
+    check(figures, "train", per_step=2 * 2 * 64, ways=("longest", "full"))
+    assert 0 < figures["mfu"] <= figures["mfu_raw"] and figures["devices"] == 2
+
+
+def test_draw_and_ask_beside_transformers(shape_file):
+    pytest.importorskip("transformers")
+    config = dims_config.get_config(str(shape_file)).to_dict()
+    rest = dict(batch=3, repeats=3, against="transformers")
+    check(speed.draw(config, "stage_2", prompt=6, **rest), "draw", per_step=3 * 4, ways=["transformers"])
+    check(speed.ask(config, "stage_2", question=6, answer=5, **rest), "ask", per_step=3 * 5, ways=["transformers"])
+
+
+def test_a_stage_of_a_config_is_timed(data):
+    config = small(tiny.get_config("2"), data).to_dict()
+    lengths, tokens = estimate.made_up_lengths(config, "stage_2", assembly.build_network(config, "stage_2"))
+    config["stages"]["stage_2"]["sources"] = {task: {task: 1} for task in TASKS}
+    figures = speed.train(config, "stage_2", lengths, tokens=tokens, codes=False, repeats=3, against=())
+    check(figures, "train", per_step=16 * 128, ways=())
+    assert figures["stage"] == "stage_2" and figures["images_per_second"] > 0
 
 
 def test_both_train_on_the_same_loss(shape_file, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import checkpoint, train
+from janus_jax import checkpoint, metrics, train
 from janus_jax.data import shapes
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
@@ -79,7 +79,8 @@ def lines(workdir):
 
 
 def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
-    assert finish(start(config_file, tmp_path / "whole"))[0] == 0
+    assert finish(start(config_file, tmp_path / "whole", "--config.profile_steps=3:5"))[0] == 0
+    assert len(list((tmp_path / "whole/profile").rglob("*.xplane.pb"))) == 2  # one of each stage
     process = start(config_file, tmp_path / "cut")
     path = tmp_path / "cut/metrics.jsonl"
     while process.poll() is None and (not path.exists() or path.read_text().count("\n") < 10):
@@ -105,6 +106,12 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     assert code == 2 and "config.seed has changed from 0 to 1" in err
     code, err = finish(start(f"{config_file}:1", tmp_path / "cut"))
     assert code == 2 and "already at stage_2" in err
+
+
+@pytest.mark.parametrize("steps", ["3", "5:3", "0:2", "a:b"])
+def test_steps_to_profile_are_checked(tmp_path, steps):
+    with pytest.raises(UserError, match="write 10:13"):
+        metrics.Profile(steps, tmp_path)
 
 
 def test_sigterm_saves_and_damaged_checkpoints_are_told(config_file, tmp_path):

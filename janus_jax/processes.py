@@ -78,7 +78,8 @@ def _last_words(error):
         print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-        lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        roots = (error, error.__cause__, error.__context__)
+        lost = any(isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(e) for e in roots)
         code = PREEMPTED if lost else 1
         why = "Another process has probably ended; the same command goes on from the newest checkpoint." if lost else ""
         print(f"Error: process {jax.process_index()} of {jax.process_count()} ends. {why}", file=sys.stderr)

@@ -95,7 +95,8 @@ def test_one_that_is_killed_ends_the_others_and_the_run_is_started_again(alone, 
         time.sleep(0.05)
     code, err = finish(process)
     assert code == 0, err
-    assert "Error: process 0 of 2 ends. Another process has probably ended" in err and "started again" in err, err
+    told = "Error: process 0 of 2 ends. Another process has probably ended|Terminating process because"  # or jax itself
+    assert re.search(told, err) and "started again" in err, err
     one, many = lines(alone / "run"), lines(tmp_path)
     assert [r["step"] for r in many] == list(range(1, 9))
     np.testing.assert_allclose([r["loss"] for r in many], [r["loss"] for r in one], rtol=1e-4)

@@ -31,15 +31,19 @@ class Peer:
             from transformers import JanusConfig, JanusForConditionalGeneration
         except ImportError:
             raise UserError("--peer=transformers needs PyTorch and transformers: pip install torch transformers.") from None
-        if config["model"]["generation"]["kind"] != "vq":
-            raise UserError("--peer=transformers: transformers has no Janus that draws this way; take a config of Janus.")
+        try:
+            sizes = _sizes(config["model"])
+        except KeyError:
+            raise UserError(
+                "--peer=transformers: transformers has no Janus that draws this way; take a config of Janus."
+            ) from None
         self._torch = torch
         torch.set_num_threads(os.cpu_count())
         torch.manual_seed(0)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         with torch.device(self._device):
-            self.model = JanusForConditionalGeneration(JanusConfig(**_sizes(config["model"])))
+            self.model = JanusForConditionalGeneration(JanusConfig(**sizes))
         frozen = assembly.frozen_patterns(config, stage)
         parts = self.model.model
         self._sees = "understanding/encoder" not in frozen

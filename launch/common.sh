@@ -34,4 +34,31 @@ again() {
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
 # complain MESSAGE: a user's mistake.
-complain() { echo "Error: $* (--help shows how.)" >&2; exit 2; }
+complain() {
+  echo "Error: $* (--help shows how.)" >&2
+  exit 2
+}
+
+# parse "NAMES" WORDS...: puts --name=value into the variable NAME, and what stands behind -- into `arguments`.
+parse() {
+  local known=" $1 " word name
+  shift
+  arguments=()
+  while (($#)); do
+    word=$1
+    shift
+    case $word in
+      --help | -h) usage; exit 0 ;;
+      --dry-run) DRY_RUN=1; continue ;;
+      --)
+        # shellcheck disable=SC2034 # read by the scripts that source this
+        arguments=("$@")
+        break
+        ;;
+    esac
+    name=${word%%=*} name=${name#--}
+    [[ $word == --* && $known == *" $name "* ]] || complain "unknown flag $word"
+    [[ $word == *=* ]] || word=1 # a switch
+    printf -v "${name^^}" %s "${word#*=}"
+  done
+}

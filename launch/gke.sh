@@ -27,28 +27,9 @@ cd "$(dirname "$0")/.."
 
 NAME=${NAME:-janus} IMAGE=${IMAGE:-} ACCELERATOR=${ACCELERATOR:-} TOPOLOGY=${TOPOLOGY:-} HOSTS=${HOSTS:-} CHIPS=${CHIPS:-4}
 SLICES=${SLICES:-1} BUCKET=${BUCKET:-} SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default} SPOT=${SPOT:-} RETRIES=${RETRIES:-20}
-while (($#)); do
-  case $1 in
-    --name=*) NAME=${1#*=} ;;
-    --image=*) IMAGE=${1#*=} ;;
-    --accelerator=*) ACCELERATOR=${1#*=} ;;
-    --topology=*) TOPOLOGY=${1#*=} ;;
-    --hosts=*) HOSTS=${1#*=} ;;
-    --chips=*) CHIPS=${1#*=} ;;
-    --slices=*) SLICES=${1#*=} ;;
-    --bucket=*) BUCKET=${1#*=} ;;
-    --service_account=*) SERVICE_ACCOUNT=${1#*=} ;;
-    --spot) SPOT=1 ;;
-    --retries=*) RETRIES=${1#*=} ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    *) complain "unknown flag $1" ;;
-  esac
-  shift
-done
+parse "name image accelerator topology hosts chips slices bucket service_account spot retries" "$@"
 [[ $IMAGE && $ACCELERATOR && $TOPOLOGY && $HOSTS ]] || complain "--image, --accelerator, --topology and --hosts are needed"
-(($#)) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b"
+((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b"
 
 # if_set VALUE LINES: the lines of the manifest that a setting brings with it.
 if_set() { [[ -z $1 ]] || printf '%s\n' "$2"; }
@@ -119,7 +100,6 @@ YAML
                 volumeAttributes: {bucketName: $BUCKET, mountOptions: implicit-dirs}"
 }
 
-arguments=("$@")
 if [[ -n ${DRY_RUN:-} ]]; then
   manifest
 else

@@ -18,25 +18,12 @@ cd "$(dirname "$0")/.."
 . launch/common.sh
 
 PROCESSES=${PROCESSES:-2} DEVICES=${DEVICES:-1} PORT=${PORT:-} PYTHON=${PYTHON:-python}
-while (($#)); do
-  case $1 in
-    --processes=*) PROCESSES=${1#*=} ;;
-    --devices=*) DEVICES=${1#*=} ;;
-    --port=*) PORT=${1#*=} ;;
-    --retries=*) RETRIES=${1#*=} ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    *) complain "unknown flag $1" ;;
-  esac
-  shift
-done
+parse "processes devices port retries" "$@"
 [[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || complain "--processes=$PROCESSES is no number"
-(($#)) || complain "what to train stands behind --, for example -- --config=configs/tiny.py"
+((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/tiny.py"
 . launch/xla_flags.sh
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-arguments=("$@")
 pids=()
 trap 'STOPPED=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 

@@ -18,24 +18,10 @@ cd "$(dirname "$0")/.."
 . launch/common.sh
 
 CONFIG=${CONFIG:-} WORKDIR=${WORKDIR:-} STAGES=${STAGES:-1 2 3}
-declare -A more=()
-while (($#)); do
-  case $1 in
-    --config=*) CONFIG=${1#*=} ;;
-    --workdir=*) WORKDIR=${1#*=} ;;
-    --stages=*) STAGES=${1#*=} ;;
-    --stage_*=*) name=${1%%=*}; more[${name#--stage_}]=${1#*=} ;;
-    --retries=*) RETRIES=${1#*=} ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    *) complain "unknown flag $1" ;;
-  esac
-  shift
-done
+parse "config workdir stages stage_1 stage_2 stage_3 stage_tokenizer retries" "$@"
 [[ $CONFIG && $WORKDIR ]] || complain "--config and --workdir are needed"
-(($#)) || complain "what starts a training stands behind --, for example -- python -m janus_jax.train"
-[[ $1 == launch/* ]] || . launch/xla_flags.sh # a launcher of this folder does so itself
+((${#arguments[@]})) || complain "what starts a training stands behind --, for example -- python -m janus_jax.train"
+[[ ${arguments[0]} == launch/* ]] || . launch/xla_flags.sh # a launcher of this folder does so itself
 
 child=
 trap 'STOPPED=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
@@ -47,7 +33,8 @@ passing_signals() {
   [[ -z ${DRY_RUN:-} ]] || return 0
   "$@" &
   child=$!
-  while kill -0 "$child" 2>/dev/null; do
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
     code=0
     wait "$child" || code=$?
   done
@@ -55,6 +42,7 @@ passing_signals() {
 }
 
 for stage in $STAGES; do
-  read -ra flags <<<"${more[$stage]:-}"
-  again passing_signals "$@" "--config=$CONFIG:$stage" "--workdir=$WORKDIR" ${flags[@]+"${flags[@]}"}
+  more=STAGE_${stage^^}
+  read -ra flags <<<"${!more:-}"
+  again passing_signals "${arguments[@]}" "--config=$CONFIG:$stage" "--workdir=$WORKDIR" ${flags[@]+"${flags[@]}"}
 done

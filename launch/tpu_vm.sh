@@ -25,27 +25,9 @@ cd "$(dirname "$0")/.."
 
 NAME=${NAME:-janus} ZONE=${ZONE:-} TYPE=${TYPE:-} SLICES=${SLICES:-1} VERSION=${VERSION:-} PROJECT=${PROJECT:-}
 BUCKET=${BUCKET:-} SPOT=${SPOT:-} KEEP=${KEEP:-}
-while (($#)); do
-  case $1 in
-    --name=*) NAME=${1#*=} ;;
-    --zone=*) ZONE=${1#*=} ;;
-    --type=*) TYPE=${1#*=} ;;
-    --slices=*) SLICES=${1#*=} ;;
-    --version=*) VERSION=${1#*=} ;;
-    --project=*) PROJECT=${1#*=} ;;
-    --bucket=*) BUCKET=${1#*=} ;;
-    --spot) SPOT=1 ;;
-    --keep) KEEP=1 ;;
-    --retries=*) RETRIES=${1#*=} ;;
-    --dry-run) DRY_RUN=1 ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    *) complain "unknown flag $1" ;;
-  esac
-  shift
-done
+parse "name zone type slices version project bucket spot keep retries" "$@"
 [[ $ZONE && $TYPE ]] || complain "--zone and --type are needed"
-(($#)) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=bucket/runs/pro_7b"
+((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=bucket/runs/pro_7b"
 if [[ -z $VERSION ]]; then
   case $TYPE in
     v5litepod-*) VERSION=v2-alpha-tpuv5-lite ;;
@@ -55,7 +37,6 @@ if [[ -z $VERSION ]]; then
   esac
 fi
 
-arguments=("$@")
 where=("--zone=$ZONE")
 [[ -z $PROJECT ]] || where+=("--project=$PROJECT")
 nodes=("$NAME")

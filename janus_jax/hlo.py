@@ -124,7 +124,7 @@ def collectives(text):
 
 def _moved(line, kind, *, scattered):
     arrays = line.arrays
-    if line.kind in ("all-gather-start", "collective-permute-start"):  # what goes in, what comes out, counters
+    if line.kind in ("all-gather-start", "reduce-scatter-start", "collective-permute-start"):  # in, out, counters
         arrays = [array for array in arrays if array[1]]
         arrays = arrays[len(arrays) // 2 :]
     factor = line.group if kind == "reduce-scatter" else 2 if kind == "all-reduce" and not scattered else 1

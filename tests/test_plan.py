@@ -108,6 +108,7 @@ ENTRY %main (x: bf16[1,8]) -> bf16[4,8] {
   %fusion.1 = bf16[2,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %scatter = f32[3]{0} reduce-scatter(%h), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a','b'}, to_apply=%add
   %gather = (bf16[2,4], bf16[8,4], u32[]) all-gather-start(%k), channel_id=6, replica_groups=[2,4]<=[8], dimensions={0}
+  %sent = ((f32[8], f32[4]), (f32[2], f32[1])) reduce-scatter-start(%a, %b), channel_id=8, replica_groups=[2,4]<=[8]
   %fusion.8 = bf16[2,6]{1,0} fusion(%k), kind=kCustom, calls=%begun
   %fusion.9 = bf16[2,6]{1,0} fusion(%fusion.8), kind=kCustom, calls=%ended
   ROOT %fusion.3 = bf16[4,8]{1,0} fusion(%w), kind=kLoop, calls=%add, metadata={op_name="jit(step)/out" id=1}
@@ -116,7 +117,7 @@ ENTRY %main (x: bf16[1,8]) -> bf16[4,8] {
     assert hlo.collectives(text) == {
         "all-gather": 24 * 4 * 8 * 2 + 8 * 4 * 2 + 2 * 6 * 2,  # a loop's, one of two arrays, and one in two steps
         "all-reduce": 2 * (3 + 5) * 4,
-        "reduce-scatter": 8 * 8 * 2 + 8 * 3 * 4,
+        "reduce-scatter": 8 * 8 * 2 + 8 * 3 * 4 + 4 * (2 + 1) * 4,
     }
     assert (4 * 8 * 2, "bf16[4,8]", "jit(step)/out") in hlo.largest(text)
 

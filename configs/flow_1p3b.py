@@ -31,6 +31,7 @@ def get_config(stage="all", *, image_size=384):
         alignment=dict(layer=6, feature_dim=encoder["embed_dim"]),
         sample_latents=False,
     )
+    c.data.shards = 64  # as many as the smallest batch has groups: for up to 64 processes
     c.data.system_prompt = common.SYSTEM_PROMPT
     c.data.tokenizer = "data/janus/tokenizer.json"
     c.data.crop = "random"

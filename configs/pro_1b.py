@@ -14,6 +14,7 @@ def get_config(stage="all"):
     c.model.llm = common.LLM_1P3B
     c.model.understanding = dict(encoder=common.SIGLIP_L_16_384, adaptor="mlp", begin=False)
     c.model.generation = dict(kind="vq", image_size=384, tokenizer=common.VQ_16, tokenizer_training=None)
+    c.data.shards = 64  # as many as the smallest batch has groups: for up to 64 processes
     c.data.system_prompt = common.SYSTEM_PROMPT
     c.data.tokenizer = "data/pro/tokenizer.json"
     c.data.sources = dict(

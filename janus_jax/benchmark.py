@@ -69,6 +69,8 @@ PAPERS = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "
 
 def main(command):
     """Runs one benchmark and prints it."""
+    if PEER.value:  # which needs a share of a GPU's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     figures = {"data": data, "fill": fills, "train": train, "draw": draw, "ask": ask}[command]()
     lines = figures["table"] if command == "fill" else [{"what": k, "value": v} for k, v in figures.items()]
     table = rich.table.Table(*lines[0])
@@ -83,6 +85,7 @@ def train():
     """The train step, packed: a dict of figures."""
     config, stage, lengths, tokens, dims = _model()
     s, order = config["stages"][stage], None
+    peer_rows = s["batch"]
     if dims:
         _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
         s["batch"] = s["rows"] * jax.device_count()
@@ -95,7 +98,7 @@ def train():
         order = np.random.default_rng(0).permutation(np.repeat(TASKS, shares.astype(int))).tolist()
     return speed.train(
         config, stage, lengths, tokens=tokens, codes=CODES.value or bool(dims), repeats=REPEATS.value,
-        against=tuple(peer.WAYS) if PEER.value else (), order=order,
+        against=tuple(peer.WAYS) if PEER.value else (), order=order, rows=peer_rows,
     )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ def memory(compiled):
 def read(text):
     """The text of a compiled program, `compiled.as_text()` -> {computation: [Instruction]} and the entry's name."""
     computations, entry, current = {}, None, None
+    everyone = re.search(r"num_partitions=(\d+)", text[:100_000])
     for line in _COMMENT.sub("", text).splitlines():
         if found := _COMPUTATION.match(line):
             current = computations[found[2]] = []
@@ -75,19 +76,19 @@ def read(text):
             channel = _CHANNEL.search(rest)
             channel = channel and int(channel[1])
             arrays = _ARRAY.findall(shape)
-            current.append(Instruction(kind, arrays, called, trips, value, origin, _group(rest), channel))
+            current.append(Instruction(kind, arrays, called, trips, value, origin, _group(rest, everyone), channel))
     return computations, entry
 
 
-def _group(rest):
-    """How many devices a collective is among, in any of the ways that a line says it."""
+def _group(rest, everyone):
+    """How many devices a collective is among, in any of the ways that a line says it; without a word, all of them."""
     if found := _GROUP_MESH.search(rest):
         sizes = dict(axis.split("=") for axis in found[1].split(","))
         return math.prod(int(sizes[axis]) for axis in found[2].split(","))
     if found := _GROUP_SHAPE.search(rest):
         return int(found[1])
     found = _GROUP_LIST.search(rest)
-    return found[1].count(",") + 1 if found else 1
+    return found[1].count(",") + 1 if found else int(everyone[1]) if everyone else 1
 
 
 def _times(line, computations):

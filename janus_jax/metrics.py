@@ -31,7 +31,7 @@ def peak_flops():
             start = time.perf_counter()
             product(rows, kernel).block_until_ready()
             best = min(best, time.perf_counter() - start)
-    return 2 * rows.size * kernel.shape[1] / best
+    return jax.process_count() * 2 * rows.size * kernel.shape[1] / best
 
 
 def readable(metrics):
@@ -100,7 +100,7 @@ class Profile:
 
     def before(self, step):
         """Begins the trace where a step is the first of it."""
-        if self._steps and step == self._steps.start:
+        if self._steps and step == self._steps.start and processes.is_first():
             jax.profiler.start_trace(self._folder)
             self._tracing = True
 

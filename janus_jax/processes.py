@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 from janus_jax.cli import PREEMPTED
 from janus_jax.errors import UserError
 
+PATIENCE = 900  # seconds to wait for the others in the beginning
+LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "NCCL", "onnection")  # of jax's errors
 HEARTBEAT = 30  # seconds without a word after which a process counts as dead
 
 DISTRIBUTED = flags.DEFINE_string(
@@ -60,10 +62,16 @@ def _join():
                 "--distributed is auto, or HOST:PORT of process 0 together with --num_processes and --process_id, "
                 "which counts from 0."
             )
+    waits = dict(
+        initialization_timeout=PATIENCE, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT
+    )
     try:
-        jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--distributed={DISTRIBUTED.value}: the other processes cannot be reached: {error}") from None
+        jax.distributed.initialize(**known, **waits)
+    except ValueError as error:
+        raise UserError(f"--distributed={DISTRIBUTED.value}: the other processes cannot be found: {error}") from None
+    except RuntimeError as error:  # they may come later
+        logging.error("--distributed=%s: no word of the other processes: %s", DISTRIBUTED.value, error)
+        os._exit(PREEMPTED)
     logging.info("Process %d of %d: %d devices", jax.process_index(), jax.process_count(), jax.local_device_count())
     if jax.process_index():
         logging.set_verbosity(logging.WARNING)  # the first one speaks for all
@@ -71,15 +79,18 @@ def _join():
 
 def _last_words(error):
     """Says why this process ends; its exit code."""
+    chain = [error]  # what went wrong while cleaning up behind something else does not hide it
+    while chain[-1].__context__ or chain[-1].__cause__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    mistakes = [e for e in chain if isinstance(e, UserError)]
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, UserError):
+    elif mistakes:
         code = 2
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"Error: {' '.join(str(mistakes[0]).split())}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-        roots = (error, error.__cause__, error.__context__)
-        lost = any(isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(e) for e in roots)
+        lost = any(isinstance(e, jax.errors.JaxRuntimeError) and any(word in str(e) for word in LOST) for e in chain)
         code = PREEMPTED if lost else 1
         why = "Another process has probably ended; the same command goes on from the newest checkpoint." if lost else ""
         print(f"Error: process {jax.process_index()} of {jax.process_count()} ends. {why}", file=sys.stderr)
@@ -103,6 +114,11 @@ def preemption():
 def is_first():
     """Whether this process writes what is written once: logs, pictures, the config."""
     return jax.process_index() == 0
+
+
+def of_first(number):
+    """The first process's number, for what all must agree on: which checkpoint is the newest, say."""
+    return int(multihost_utils.broadcast_one_to_all(np.array(number))) if jax.process_count() > 1 else number
 
 
 def merged(mine):

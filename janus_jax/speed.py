@@ -19,7 +19,7 @@ from janus_jax.data.shards import Layout
 from janus_jax.metrics import peak_flops
 from janus_jax.models import decode as decoding
 
-BATCHES = 1  # of one timed run
+BATCHES = 2  # packed ones of a timed run
 IMAGE = 3  # id of a picture's positions, and below 16 nothing else is drawn
 
 
@@ -55,7 +55,7 @@ def _maker(config, tokens):
     )  # fmt: skip
 
 
-def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None):
+def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None, rows=None):
     """Times the train step that `train` runs.
 
     Args:
@@ -66,6 +66,7 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
       repeats: timed runs.
       against: names of `peer.WAYS` to run beside it.
       order: tasks of the examples that the peer gets, by their names.
+      rows: of the peer's batches.
 
     Returns:
       dict of figures.
@@ -100,7 +101,7 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
         if against:
             examples = _examples(config, lengths, order, tokens)
             for way in against:
-                parts = torch_model.batches(examples, rows=s["batch"], length=peer.WAYS[way] and s["length"])
+                parts = torch_model.batches(examples, rows=rows, length=peer.WAYS[way] and s["length"])
                 ways[way] = lambda parts=parts: torch_model.train(parts)
                 real[way], padded[way] = (sum(part[name] for part in parts) for name in ("real", "padded"))
         rate_of_product = peak_flops()

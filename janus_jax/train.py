@@ -67,7 +67,7 @@ def train(config, workdir, *, preempted=lambda step: False):
     chosen = sorted(config["stages"], key=_order)
     for stage in chosen:
         assembly.check_stage(config, stage)
-    newest = checkpoint.newest(workdir)
+    newest = _newest(workdir)
     reached = _order(newest.about["stage"]) if newest else -1
     if len(chosen) == 1 and reached > _order(chosen[0]):
         raise UserError(
@@ -106,7 +106,7 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
     """
     s = config["stages"][stage]
     last = s["stop_at"] or s["steps"]
-    start = checkpoint.newest(workdir)
+    start = _newest(workdir)
     resumed = start if start and start.about["stage"] == stage else None
     if resumed and resumed.step - resumed.about["stage_start"] >= last:
         logging.info("Stage %s: done, at step %d", stage, resumed.step)
@@ -149,6 +149,13 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
         finally:
             writer.wait()
             log.close()
+
+
+def _newest(workdir):
+    """The newest checkpoint, the same in all processes: the first one looks."""
+    found = checkpoint.newest(workdir) if processes.is_first() else None
+    step = processes.of_first(found.step if found else -1)
+    return found if found or step < 0 else checkpoint.open_saved(workdir / "checkpoints" / str(step))
 
 
 def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, profile, preempted):

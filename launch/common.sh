@@ -27,6 +27,7 @@ again() {
     ((left-- > 0)) || { echo "Given up: ended with code $code too often." >&2; return "$code"; }
     echo "Ended with code $code; started again in ${RETRY_SECONDS:-10} s, $left more times at most." >&2
     sleep "${RETRY_SECONDS:-10}"
+    [[ -z ${STOPPED:-} ]] || return "$code" # meanwhile
   done
 }
 

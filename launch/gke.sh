@@ -19,7 +19,8 @@
 #   --dry-run             only prints the manifest
 #
 # What stands behind -- goes to `python -m janus_jax.train`. The environment may hold the same in capitals: NAME, IMAGE, ...
-# A pod that is evicted saves the state within its grace period of five minutes; the JobSet starts over and the run goes on.
+# A pod that is evicted saves the state within its grace period (five minutes; a spot node may give less than one); the JobSet
+# starts over and the run goes on. A JobSet of the same name is replaced.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -97,12 +98,19 @@ YAML
             - name: bucket
               csi:
                 driver: gcsfuse.csi.storage.gke.io
-                volumeAttributes: {bucketName: $BUCKET, mountOptions: implicit-dirs}"
+                volumeAttributes: {bucketName: $BUCKET, mountOptions: 'implicit-dirs,rename-dir-limit=200000'}"
 }
 
 if [[ -n ${DRY_RUN:-} ]]; then
   manifest
 else
+  run kubectl delete jobset "$NAME" --ignore-not-found --wait
   manifest | run kubectl apply -f -
-  run kubectl wait --for=condition=Completed --timeout=-1s "jobset/$NAME"
+  state=
+  until [[ $state == Completed || $state == Failed ]]; do
+    sleep 20
+    state=$(kubectl get jobset "$NAME" --output=jsonpath='{.status.terminalState}')
+  done
+  echo "JobSet $NAME: $state" >&2
+  [[ $state == Completed ]]
 fi

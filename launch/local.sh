@@ -27,7 +27,8 @@ gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 pids=()
 trap 'STOPPED=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
-# Starts all processes, and returns the code of the first that failed.
+# Starts all processes, and returns the code of the first that failed; an error of one's own outweighs what it made of
+# the others.
 attempt() {
   local port=${PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
   local id pid alive ended code=0 patience=120
@@ -51,7 +52,7 @@ attempt() {
       else
         ended=0
         wait "$pid" || ended=$?
-        ((code)) || code=$ended
+        ((code && (ended == 0 || ended == CODE_AGAIN || ended >= 128))) || code=$ended
       fi
     done
     pids=("${alive[@]}")

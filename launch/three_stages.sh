@@ -42,6 +42,7 @@ passing_signals() {
 }
 
 for stage in $STAGES; do
+  [[ -z ${STOPPED:-} ]] || exit "$CODE_AGAIN"
   more=STAGE_${stage^^}
   read -ra flags <<<"${!more:-}"
   again passing_signals "${arguments[@]}" "--config=$CONFIG:$stage" "--workdir=$WORKDIR" ${flags[@]+"${flags[@]}"}

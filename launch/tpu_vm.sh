@@ -45,32 +45,19 @@ if ((SLICES > 1)); then
   for ((i = 0; i < SLICES; i++)); do nodes+=("$NAME-$i"); done
 fi
 
-# on_all COMMAND: runs a shell command on every host of every slice at once.
+# on_all COMMAND: runs a shell command on every host of every slice at once; an error of a host's own outweighs the others'.
 on_all() {
-  local node pids=() code=0 pid
+  local node pids=() code=0 ended pid
   for node in "${nodes[@]}"; do
     run gcloud compute tpus tpu-vm ssh "$node" "${where[@]}" --worker=all --command="$1" &
     pids+=($!)
   done
-  for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-  return "$code"
-}
-
-# Waits for the slices, which are asked for as one queued resource.
-make_slices() {
-  local more=() state
-  if ((SLICES > 1)); then more+=("--node-count=$SLICES" "--node-prefix=$NAME"); else more+=("--node-id=$NAME"); fi
-  [[ -z $SPOT ]] || more+=(--spot)
-  state=$(slice_state)
-  if [[ $state != ACTIVE ]]; then
-    [[ -z $state ]] || delete_slices
-    run gcloud compute tpus queued-resources create "$NAME" "${where[@]}" "--accelerator-type=$TYPE" \
-      "--runtime-version=$VERSION" "${more[@]}"
-  fi
-  until [[ -n ${DRY_RUN:-} || $(slice_state) == ACTIVE ]]; do
-    echo "Waiting for $SLICES x $TYPE: $(slice_state)" >&2
-    sleep 30
+  for pid in "${pids[@]}"; do
+    ended=0
+    wait "$pid" || ended=$?
+    ((code && (ended == 0 || ended == CODE_AGAIN || ended >= 128))) || code=$ended
   done
+  return "$code"
 }
 
 slice_state() {
@@ -80,15 +67,41 @@ slice_state() {
 
 delete_slices() { run gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet; }
 
+# Asks for the slices as one queued resource, unless they were asked for before, and waits until they are there.
+make_slices() {
+  local more=(--node-id="$NAME") state
+  ((SLICES == 1)) || more=("--node-count=$SLICES" "--node-prefix=$NAME")
+  [[ -z $SPOT ]] || more+=(--spot)
+  state=$(slice_state)
+  if [[ $state == FAILED || $state == SUSPENDED ]]; then
+    delete_slices || return
+    state=
+  fi
+  if [[ -z $state ]]; then
+    run gcloud compute tpus queued-resources create "$NAME" "${where[@]}" "--accelerator-type=$TYPE" \
+      "--runtime-version=$VERSION" "${more[@]}" || return
+  fi
+  [[ -z ${DRY_RUN:-} ]] || return 0
+  until state=$(slice_state) && [[ $state == ACTIVE ]]; do
+    [[ $state != FAILED && $state != SUSPENDED ]] || return "$CODE_AGAIN"
+    echo "Waiting for $SLICES x $TYPE: $state" >&2
+    sleep 30
+  done
+}
+
+# This folder, Python and its packages on every host, and the bucket; a trainer that a cut connection left there is ended.
 install() {
   local archive=/tmp/janus_jax_$NAME.tar.gz node mount=true
-  run tar --create --gzip --file="$archive" --exclude=runs --exclude=data --exclude=.git --exclude=.venv .
+  run tar --create --gzip --file="$archive" --anchored --exclude=./runs --exclude=./data --exclude=./.git \
+    --exclude=./.venv . || return
   for node in "${nodes[@]}"; do
-    run gcloud compute tpus tpu-vm scp "$archive" "$node:janus_jax.tar.gz" "${where[@]}" --worker=all
+    run gcloud compute tpus tpu-vm scp "$archive" "$node:janus_jax.tar.gz" "${where[@]}" --worker=all || return
   done
-  [[ -z $BUCKET ]] || mount="mkdir -p bucket && (mountpoint -q bucket || gcsfuse --implicit-dirs '$BUCKET' bucket)"
-  on_all "mkdir -p janus_jax && tar --extract --gzip --file=janus_jax.tar.gz --directory=janus_jax && cd janus_jax && \
-python3 -m venv .venv && .venv/bin/pip install --quiet -r requirements.txt 'jax[tpu]' && $mount"
+  [[ -z $BUCKET ]] || mount="mkdir -p bucket && \
+(mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=200000 '$BUCKET' bucket)"
+  on_all "pkill -f '[j]anus_jax.train'; mkdir -p janus_jax && tar --extract --gzip --file=janus_jax.tar.gz --directory=janus_jax \
+&& cd janus_jax && python3 -m pip install --quiet --user uv && export PATH=\$HOME/.local/bin:\$PATH && \
+uv venv --quiet --allow-existing --python=3.12 .venv && uv pip install --quiet -r requirements.txt 'jax[tpu]' && $mount"
 }
 
 # Several slices find each other through what their queued resource tells their hosts.
@@ -100,10 +113,17 @@ train() {
 attempt() {
   local code=0
   make_slices && install && train || code=$?
-  if ((code == 0 || code == 2)); then return "$code"; fi
-  [[ -z ${DRY_RUN:-} && $(slice_state) == ACTIVE && $code != "$CODE_AGAIN" && $code != 255 ]] && return "$code"
-  return "$CODE_AGAIN" # the slice is gone, or ssh was cut
+  if ((code == 255)) || [[ $code != [02] && $(slice_state) != ACTIVE ]]; then
+    code=$CODE_AGAIN # ssh was cut, or the slice is gone
+  fi
+  return "$code"
 }
 
+leave() {
+  code=$?
+  [[ -n $KEEP ]] || delete_slices || true
+  exit "$code"
+}
+trap leave EXIT
+trap 'STOPPED=1; exit "$CODE_AGAIN"' TERM INT
 again attempt
-[[ -n $KEEP ]] || delete_slices

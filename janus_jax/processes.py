@@ -73,6 +73,7 @@ def _join():
         logging.error("--distributed=%s: no word of the other processes: %s", DISTRIBUTED.value, error)
         os._exit(PREEMPTED)
     logging.info("Process %d of %d: %d devices", jax.process_index(), jax.process_count(), jax.local_device_count())
+    multihost_utils.sync_global_devices("joined")  # gloo's own patience is short: let them connect while all are here
     if jax.process_index():
         logging.set_verbosity(logging.WARNING)  # the first one speaks for all
 

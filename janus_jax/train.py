@@ -152,10 +152,13 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
 
 
 def _newest(workdir):
-    """The newest checkpoint, the same in all processes: the first one looks."""
-    found = checkpoint.newest(workdir) if processes.is_first() else None
-    step = processes.of_first(found.step if found else -1)
-    return found if found or step < 0 else checkpoint.open_saved(workdir / "checkpoints" / str(step))
+    """The newest checkpoint, which all processes must see alike."""
+    found = checkpoint.newest(workdir)
+    mine, first = (found.step if found else -1), processes.of_first(found.step if found else -1)
+    if mine != first:
+        logging.error("This process finds checkpoint %d in %s and the first one %d: is it one disk?", mine, workdir, first)
+        sys.exit(cli.PREEMPTED)
+    return found
 
 
 def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, profile, preempted):

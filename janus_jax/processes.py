@@ -49,6 +49,8 @@ def joined():
     _join()
     try:
         yield
+    except SystemExit:  # they all stop here, and take leave of each other
+        raise
     except BaseException as error:  # a process that lingers keeps all others waiting
         os._exit(_last_words(error))
 
@@ -84,9 +86,7 @@ def _last_words(error):
     while chain[-1].__context__ or chain[-1].__cause__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)
     mistakes = [e for e in chain if isinstance(e, UserError)]
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
-    elif mistakes:
+    if mistakes:
         code = 2
         print(f"Error: {' '.join(str(mistakes[0]).split())}", file=sys.stderr)
     else:

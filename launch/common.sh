@@ -31,6 +31,10 @@ again() {
   done
 }
 
+# outweighs CODE OTHER: whether the code of one process counts, not another's: an error of its own does, and what comes first;
+# not what the others' end made of it.
+outweighs() { (($1 && ($2 == 0 || $2 == CODE_AGAIN || $2 >= 128))); }
+
 # usage: prints the comment at the head of the script.
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 

@@ -52,7 +52,7 @@ attempt() {
       else
         ended=0
         wait "$pid" || ended=$?
-        ((code && (ended == 0 || ended == CODE_AGAIN || ended >= 128))) || code=$ended
+        outweighs "$code" "$ended" || code=$ended
       fi
     done
     pids=("${alive[@]}")

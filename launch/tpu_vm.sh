@@ -55,7 +55,7 @@ on_all() {
   for pid in "${pids[@]}"; do
     ended=0
     wait "$pid" || ended=$?
-    ((code && (ended == 0 || ended == CODE_AGAIN || ended >= 128))) || code=$ended
+    outweighs "$code" "$ended" || code=$ended
   done
   return "$code"
 }
@@ -91,7 +91,7 @@ make_slices() {
 
 # This folder, Python and its packages on every host, and the bucket; a trainer that a cut connection left there is ended.
 install() {
-  local archive=/tmp/janus_jax_$NAME.tar.gz node mount=true
+  local archive=${TMPDIR:-/tmp}/janus_jax_$NAME.tar.gz node mount=true
   run tar --create --gzip --file="$archive" --anchored --exclude=./runs --exclude=./data --exclude=./.git \
     --exclude=./.venv . || return
   for node in "${nodes[@]}"; do

@@ -82,6 +82,15 @@ def test_draw_and_ask_beside_transformers(shape_file):
     check(speed.ask(config, "stage_2", question=6, answer=5, **rest), "ask", per_step=3 * 5, ways=["transformers"])
 
 
+def test_the_peer_draws_whole_pictures_and_answers_at_length(shape_file):
+    pytest.importorskip("transformers")
+    model = peer.Peer(dims_config.get_config(str(shape_file)).to_dict(), "stage_2")
+    ids = np.random.default_rng(0).integers(16, 96, (2, 10))
+    assert model.draw(ids).shape == (2, 32, 32, 3)
+    ids[:, 2:6] = speed.IMAGE
+    assert model.ask(ids, np.zeros((2, 32, 32, 3), np.uint8), answer=5).shape == (2, 10 + 5)
+
+
 def test_a_stage_of_a_config_is_timed(data):
     config = small(tiny.get_config("2"), data).to_dict()
     lengths, tokens = estimate.made_up_lengths(config, "stage_2", assembly.build_network(config, "stage_2"))

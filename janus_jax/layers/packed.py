@@ -1,4 +1,4 @@
-"""Causal attention inside packed examples, by the kernel of the device: splash on TPU, Triton on GPU, XLA elsewhere.
+"""Causal attention inside packed examples, by the kernel of the device: splash on TPU, Triton on GPU, plain XLA elsewhere.
 
 All three agree on real positions; on padding each gives something finite of its own.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from janus_jax import chips, sharding
-from janus_jax.layers.attention import attention
+from janus_jax.layers.blockwise import blockwise
 
 TILE = 128  # kernels want rows of a multiple of this
 HEADS, KV_HEADS = ("batch", "length", "heads", "head_dim"), ("batch", "length", "kv_heads", "head_dim")
@@ -29,9 +29,8 @@ def packed_attention(q, k, v, *, segment_ids):
     """
     kind = sharding.device_kind()
     kernel = kernel_of(kind, q.shape[1])
-    if kernel is xla:
-        return xla(q, k, v, segment_ids)
-    kernel = functools.partial(kernel, blocks=chips.of(kind).attention_blocks)
+    if kernel is not blockwise:
+        kernel = functools.partial(kernel, blocks=chips.of(kind).attention_blocks)
     spread = sharding.per_device(kernel, inputs=(HEADS, KV_HEADS, KV_HEADS, ("batch", "length")), output=HEADS)
     return spread(q, k, v, segment_ids)
 
@@ -39,36 +38,8 @@ def packed_attention(q, k, v, *, segment_ids):
 def kernel_of(device_kind, length):
     """The kernel for rows of this length on a device."""
     if length % TILE:
-        return xla
-    return splash if device_kind.startswith("TPU") else triton if device_kind.startswith("NVIDIA") else xla
-
-
-def segment_mask(queries, keys):
-    """Which keys a stretch of queries may look at.
-
-    Args:
-      queries: int32[B, l] segment ids of the last l positions of the keys.
-      keys: int32[B, P] segment ids, 0 is padding.
-
-    Returns:
-      bool[B, 1, l, P]. Padding looks at itself, so that its outputs stay finite, and nothing else looks at padding.
-    """
-    place = jnp.arange(keys.shape[1])
-    own = place[None] == place[-queries.shape[1] :, None]
-    causal = place[None] <= place[-queries.shape[1] :, None]
-    same = queries[:, :, None] == keys[:, None, :]
-    return ((same & (keys > 0)[:, None, :] & causal[None]) | own[None])[:, None]
-
-
-def xla(q, k, v, segment_ids):
-    """Softmax attention of plain XLA, an eighth of the queries at a time, on keys that are not behind them all."""
-    length, out = q.shape[1], []
-    step = max(TILE, -(-length // 8))
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        mask = segment_mask(segment_ids[:, start:stop], segment_ids[:, :stop])
-        out.append(attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask=mask))
-    return jnp.concatenate(out, axis=1)
+        return blockwise
+    return splash if device_kind.startswith("TPU") else triton if device_kind.startswith("NVIDIA") else blockwise
 
 
 def splash(q, k, v, segment_ids, *, blocks, interpret=False):

@@ -9,26 +9,25 @@ import optax
 def text_cross_entropy(hidden, *, head, targets, weights, chunk=512):
     """Cross-entropy of next tokens.
 
-    Target positions are moved to the front of their group, and chunks that hold none are skipped, so the head runs
-    on about as many positions as have a target.
+    Target positions are moved to the front, and chunks that hold none are skipped, so the head runs on about as many
+    positions as have a target.
 
     Args:
-      hidden: float[S, P, D] hidden states of each group's rows, laid end to end.
+      hidden: float[P, D] hidden states.
       head: float[..., D] -> float[..., V].
-      targets: int32[S, P] the token that follows each position.
-      weights: float32[S, P], 1 where that token is a target.
-      chunk: positions of a group whose logits are held at once.
+      targets: int32[P] the token that follows each position.
+      weights: float32[P], 1 where that token is a target.
+      chunk: positions whose logits are held at once.
 
     Returns:
-      losses float32[S, P] and whether each is the most likely token float32[S, P], both zero where no target is.
+      losses float32[P] and whether each is the most likely token float32[P], both zero where no target is.
     """
-    s, p, d = hidden.shape
-    chex.assert_shape([targets, weights], (s, p))
+    p, _ = hidden.shape
+    chex.assert_shape([targets, weights], (p,))
     chunk = min(chunk, p)
-    order = jnp.argsort(-weights, axis=1, stable=True)
-    padded = jnp.pad(order, ((0, 0), (0, -p % chunk)), constant_values=p)
-    chunks = padded.reshape(s, -1, chunk).swapaxes(0, 1)  # [chunks, S, chunk]
-    take = lambda x, where, fill: jax.vmap(lambda x, w: x.at[w].get(mode="fill", fill_value=fill))(x, where)
+    order = jnp.argsort(-weights, stable=True)
+    chunks = jnp.pad(order, (0, -p % chunk), constant_values=p).reshape(-1, chunk)
+    take = lambda x, where: x.at[where].get(mode="fill", fill_value=0)
 
     def score(hidden, targets, weights):
         logits = head(hidden).astype(jnp.float32)
@@ -37,11 +36,10 @@ def text_cross_entropy(hidden, *, head, targets, weights, chunk=512):
 
     @jax.checkpoint  # around the condition: a branch would keep its own copy of the head for every chunk
     def body(_, where):
-        w = take(weights, where, 0.0)
+        w = take(weights, where)
         blank = lambda h, t, w: (jnp.zeros_like(w), jnp.zeros_like(w))
-        return None, jax.lax.cond(w.any(), score, blank, take(hidden, where, 0), take(targets, where, 0), w)
+        return None, jax.lax.cond(w.any(), score, blank, take(hidden, where), take(targets, where), w)
 
     _, parts = jax.lax.scan(body, None, chunks)
-    back = jnp.argsort(order, axis=1)
-    unsort = lambda x: jnp.take_along_axis(x.swapaxes(0, 1).reshape(s, -1)[:, :p], back, axis=1)
-    return tuple(map(unsort, parts))
+    back = jnp.argsort(order)
+    return tuple(part.reshape(-1)[back] for part in parts)

@@ -114,10 +114,13 @@ class Llama(nnx.Module):
           losses and hits, float32[S, P].
         """
 
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+
         def own(hidden, kernel, targets, weights):
             wide = kernel.astype(jnp.float32)
             head = lambda states: states @ wide.astype(states.dtype)
-            return text_cross_entropy(hidden, head=head, targets=targets, weights=weights)
+            losses = text_cross_entropy(flat(hidden), head=head, targets=flat(targets), weights=flat(weights))
+            return tuple(loss.reshape(targets.shape) for loss in losses)
 
         kernel = sharding.constrain(self.head.kernel.astype(hidden.dtype), "act_embed", "vocab")
         groups, whole = ("batch", "length"), ("act_embed", "act_embed")

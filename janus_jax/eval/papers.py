@@ -10,11 +10,10 @@ from janus_jax.errors import UserError
 
 
 class Row(NamedTuple):
-    """One published figure: where it stands, and what its paper says of how it was made."""
+    """What a paper prints of a model: {metric: value}, where it stands, and what is said of how it was made."""
 
     model: str
-    metric: str
-    value: float
+    scores: dict
     source: str
     settings: str
 
@@ -36,11 +35,11 @@ _TABLES = (
             ("pope", "accuracy/f1"),
             ("mme", "perception"),
             ("mmbench", "accuracy"),
-            ("seed", "accuracy"),
+            ("seed-bench", "accuracy"),
             ("vqav2", "accuracy"),
             ("gqa", "accuracy"),
             ("mmmu", "accuracy"),
-            ("mmvet", "judge score"),
+            ("mm-vet", "judge score"),
             ("chartqa", "relaxed_accuracy"),
             ("textvqa", "accuracy"),
         ),
@@ -118,25 +117,22 @@ def rows(benchmark, model=None):
     A metric with a slash, as POPE's, stands for either name: the papers do not say which they mean.
 
     Args:
-      benchmark: a key of SCORES.
-      model: one of its models; all of them without it.
+      benchmark: name of the benchmark.
+      model: one of the models; all of them without it.
 
     Returns:
-      [Row], models in the papers' order; empty for a model that published nothing on this benchmark.
+      [Row], one a model, in the papers' order; none where nothing was published.
 
     Raises:
-      UserError: for a name that no paper knows.
+      UserError: for a model of no paper.
     """
-    if benchmark not in SCORES:
-        raise UserError(f"No paper reports {benchmark!r}; they report {sorted(SCORES)}.")
     models = (_JANUS, _PRO_1B, _PRO_7B, _FLOW_256, _FLOW_384)
     if model not in (None, *models):
         raise UserError(f"No paper reports on {model!r}; they report on {list(models)}.")
     return [
-        Row(name, metric, value, SOURCES[benchmark][name], _settings(benchmark, SOURCES[benchmark][name]))
-        for name, figures in SCORES[benchmark].items()
+        Row(name, scores, SOURCES[benchmark][name], _settings(benchmark, SOURCES[benchmark][name]))
+        for name, scores in SCORES.get(benchmark, {}).items()
         if model in (None, name)
-        for metric, value in figures.items()
     ]
 
 

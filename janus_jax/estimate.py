@@ -9,9 +9,10 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from janus_jax import assembly, sharding, stages, states
+from janus_jax import assembly, cli, sharding, stages, states
 from janus_jax.data import fill, synthetic
 from janus_jax.errors import UserError
 
@@ -108,8 +109,16 @@ def cell(config, stage, target, *, mfu):
         "days": (s["stop_at"] or s["steps"]) * seconds / DAY,
         "mfu": mfu,
         "mesh": dict(mesh.shape),
+        "picture_cache_bytes": picture_cache(config, gen_tokens=network.merge(network.abstract).path.num_tokens),
         "compile_seconds": None,
     }
+
+
+def picture_cache(config, *, gen_tokens):
+    """Bytes of keys and values that one guided picture adds to those of its prompt while it is drawn."""
+    llm = config["model"]["llm"]
+    position = 2 * llm["num_layers"] * llm["num_kv_heads"] * (llm["embed_dim"] // llm["num_heads"])
+    return 2 * gen_tokens * position * jnp.dtype(cli.compute_dtype(config["dtype"])).itemsize
 
 
 def step_parts(config, stage, network, trainable):

@@ -195,6 +195,7 @@ def figures_of(cell):
         "real tokens a step, M": f"{cell['tokens_per_step'] / 1e6:.3f}",
         f"tokens a day at {cell['mfu']:.0%}, B": f"{cell['tokens_per_day'] / 1e9:.1f}",
         f"days at {cell['mfu']:.0%}": f"{cell['days']:.2f}",
+        "MiB of cache a picture to draw": f"{cell['picture_cache_bytes'] / 2**20:.1f}",
     }
     if cell["compiled"] and moved is not None:
         row["GiB from other devices"] = f"{sum(moved.values()) / GIB:.2f}"

@@ -2,12 +2,15 @@
 
 python -m janus_jax.sample draw --checkpoint=runs/tiny --prompt='a red star' --num_images=4 --out=star.png
 python -m janus_jax.sample ask --checkpoint=runs/tiny --image=star.png --question='What color is the star?'
+
+Several questions are asked one after the other, each with the answers before it; the pictures stand before the first.
 """
 
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 
 from janus_jax import assembly, cli, sharding
@@ -26,9 +29,11 @@ STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
 SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.")
 OUT = cli.flags.DEFINE_string("out", "drawing.png", "draw: the picture, or a contact sheet of several.")
-IMAGE = cli.flags.DEFINE_string("image", None, "ask: a picture file.")
-QUESTION = cli.flags.DEFINE_string("question", None, "ask: the question.")
+IMAGE = cli.flags.DEFINE_multi_string("image", None, "ask: a picture file; may be given several times.")
+QUESTION = cli.flags.DEFINE_multi_string("question", None, "ask: the question; several make a conversation.")
 MAX_TOKENS = cli.flags.DEFINE_integer("max_tokens", 256, "ask: longest answer.")
+
+CHUNK = 8  # ids between two looks at a growing answer
 
 
 def main(command):
@@ -53,34 +58,49 @@ def draw(artist):
     out = Path(OUT.value)
     if out.suffix.lower() not in image_ops.Image.registered_extensions():
         raise UserError(f"--out={OUT.value} names no picture format; end it in .png.")
-    prompts = [p for p in PROMPT.value for _ in range(NUM_IMAGES.value)]
     guidance = artist.guidance(
         scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
     )
-    pictures = artist.draw(prompts, seeds=range(SEED.value, SEED.value + len(prompts)), guidance=guidance)
+    count, n = len(PROMPT.value), NUM_IMAGES.value
+    seeds = np.arange(SEED.value, SEED.value + count * n).reshape(count, n)
+    pictures = artist.draw(PROMPT.value, seeds=seeds, guidance=guidance)
+    pictures = pictures.reshape(-1, *pictures.shape[2:])
     out.parent.mkdir(parents=True, exist_ok=True)
-    image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, prompts)
+    captions = [prompt for prompt in PROMPT.value for _ in range(n)]
+    image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, captions)
     image.save(out)
     logging.info("Wrote %s", out)
 
 
 def ask(artist):
-    """Prints the answer."""
+    """Prints the answers while they grow."""
     if not IMAGE.value or not QUESTION.value:
         raise UserError("Name a picture and ask: --image=star.png --question='What color is the star?'.")
-    if chat.IMAGE in QUESTION.value:
-        raise UserError(f"--question holds {chat.IMAGE}; the picture stands before the question by itself.")
-    if not Path(IMAGE.value).is_file():
-        raise UserError(f"No picture at {IMAGE.value!r}.")
+    if any(chat.IMAGE in question for question in QUESTION.value):
+        raise UserError(f"--question holds {chat.IMAGE}; the pictures stand before the first question by themselves.")
+    images, turns = [_opened(path) for path in IMAGE.value], []
+    settings = dict(max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value or 0.0, seeds=[SEED.value])
+    for question in QUESTION.value:
+        pictures = "" if turns else f"{chat.IMAGE}\n" * len(images)
+        turns.append({"role": "user", "content": pictures + question})
+        shown = ""
+        for (answer,) in artist.stream([(turns, images)], every=CHUNK, **settings):
+            if answer.startswith(shown) and not answer.endswith("\ufffd"):  # a character may still lack its last bytes
+                sys.stdout.write(answer[len(shown) :])
+                sys.stdout.flush()
+                shown = answer
+        sys.stdout.write(answer[len(shown) :] + "\n")
+        turns.append({"role": "assistant", "content": answer})
+
+
+def _opened(path):
+    """A picture file, RGB."""
+    if not Path(path).is_file():
+        raise UserError(f"No picture at {path!r}.")
     try:
-        image = image_ops.decode(Path(IMAGE.value).read_bytes())
+        return image_ops.decode(Path(path).read_bytes())
     except image_ops.BadRecord as error:
-        raise UserError(f"{IMAGE.value!r}: {error}.") from None
-    temperature = TEMPERATURE.value or 0.0
-    (answer,) = artist.ask(
-        [image], [QUESTION.value], max_tokens=MAX_TOKENS.value, temperature=temperature, seeds=[SEED.value]
-    )
-    sys.stdout.write(answer + "\n")
+        raise UserError(f"{path!r}: {error}.") from None
 
 
 if __name__ == "__main__":

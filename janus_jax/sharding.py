@@ -220,6 +220,17 @@ def constrain(x, *axes):
     return jax.lax.with_sharding_constraint(x, _spec(axes, ndim=x.ndim, name="activation"))
 
 
+def place(x, *axes):
+    """As `constrain`, but an axis that does not divide over its part of the mesh stays whole, as few rows do."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    parts = _spec(axes, ndim=x.ndim, name="activation")
+    count = lambda names: math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ()))
+    fits = [names if size % count(names) == 0 else None for size, names in zip(x.shape, parts, strict=True)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits))
+
+
 def per_device(function, *, inputs, output, over=None):
     """A function that every device runs on its own part of the arrays; without a mesh, the function itself.
 

@@ -196,7 +196,7 @@ def draw(config, stage, *, prompt, batch, repeats, against):
     ids, real, keys = _prompts(config, prompt, batch)
     with jax.set_mesh(mesh):
         guidance = network.merge(network.abstract).path.Guidance()
-        ids, real, keys = sharding.spread((ids, real, keys))
+        ids, real, keys = sharding.spread((ids, real, keys[:, None]))
         start = time.perf_counter()
         program = decoding.draw_batch.lower(params, ids, real, keys, network=network, pad_id=2, guidance=guidance).compile()
         figures = {"compile_seconds": time.perf_counter() - start, "bytes_per_device": sum(hlo.memory(program).values())}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly
-from janus_jax.data import shapes, tokenizer
+from janus_jax import assembly, estimate, sharding
+from janus_jax.data import chat, image_ops, shapes, tokenizer
+from janus_jax.errors import UserError
 from janus_jax.generation.vq_path import VQGuidance
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
@@ -55,6 +56,96 @@ def test_guidance_on_three_prompts_is_three_times_one(artist, monkeypatch):
     # The decoder's last bit depends on the size of the batch, and truncation may make it a level.
     chex.assert_trees_all_close(together.astype(int), np.stack(alone).astype(int), atol=1, rtol=0)
     assert len({p.tobytes() for p in together}) == 3
+
+
+def drawn(artist, prompts, seeds, *, devices, guidance):
+    """Codes of pictures, drawn on so many devices."""
+    mesh, kept = sharding.make_mesh(devices=jax.devices()[:devices]), []
+    places = sharding.param_shardings(mesh, artist.network.abstract, artist.network.axes)
+    params = jax.device_put(artist.params, places)
+    with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
+        draw_batch = decode.draw_batch
+        patch.setattr(decode, "draw_batch", lambda *a, **k: kept.append(draw_batch(*a, **k)) or kept[-1])
+        Artist(artist.network, params, artist.tokenizer, artist.config, template="chat").draw(
+            prompts, seeds=seeds, guidance=guidance
+        )
+    return np.asarray(kept[0][1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_codes_depend_on_prompt_and_seed_alone(artist, temperature):
+    guidance = VQGuidance(scale=5.0, temperature=temperature)
+    draw = functools.partial(drawn, artist, guidance=guidance)
+    prompts, seeds = ["a red star", "two large blue circles"] * 8, np.arange(16)
+    many = draw(prompts, seeds, devices=8)
+    np.testing.assert_array_equal(draw(prompts, seeds, devices=1), many)  # so many devices, or one
+    np.testing.assert_array_equal(draw(prompts[:1], seeds[:1], devices=1), many[:1])  # so many pictures, or one
+    shared = draw(prompts[:2], seeds.reshape(8, 2).T, devices=8)  # one cache a prompt, or one a picture
+    np.testing.assert_array_equal(shared, np.concatenate([many[0::2], many[1::2]]))
+    assert len(np.unique(many, axis=0)) == (2 if temperature == 0 else 16)
+
+
+def test_pictures_that_share_a_cache_have_the_states_of_those_that_do_not(artist):
+    model = artist.network.merge(artist.params)
+    tokens = jax.random.randint(jax.random.key(1), (4, 8), 6, 100)  # two prompts, with and without words
+    real = jnp.ones((4, 8), bool).at[2:, :3].set(False)
+    new = jax.random.normal(jax.random.key(2), (2, 3, 2, 5, model.llm.embed.shape[1]))  # prompts, copies, ways, steps
+    hidden, cache = decode.prefill(model, model.embed_text(tokens), real=real, room=5, copies=3, ways=2)
+    alone = [decode.prefill(model, model.embed_text(tokens), real=real, room=5) for _ in range(3)]
+    for i in range(5):
+        hidden, cache = decode.step(model, new[:, :, :, i].reshape(12, 1, -1), cache)
+        for copy in range(3):
+            apart, held = decode.step(model, new[:, copy, :, i].reshape(4, 1, -1), alone[copy][1])
+            alone[copy] = apart, held
+            together = hidden.reshape(2, 3, 2, -1)[:, copy].reshape(4, -1)
+            np.testing.assert_allclose(together, apart[:, 0], atol=2e-5)
+
+
+def test_every_position_costs_the_same_and_the_cache_is_what_plan_says(artist, config):
+    model = artist.network.merge(artist.params)
+    tokens = model.path.num_tokens
+    x = model.embed_text(jnp.full((2, 8), 9))
+    _, cache = decode.prefill(model, x, real=jnp.ones((2, 8), bool), room=tokens, ways=2)
+    held = sum(a.nbytes for a in jax.tree.leaves(cache.own))
+    assert held == estimate.picture_cache(config.to_dict(), gen_tokens=tokens)
+    step = jax.jit(lambda x, cache: decode.step(model, x, cache))
+    first, last = cache, cache.replace(length=jnp.int32(tokens - 1), position=cache.position + tokens - 1)
+    for held in (first, last):
+        _, after = step(x[:, :1], held)
+        assert jax.tree.map(jnp.shape, after.own) == jax.tree.map(jnp.shape, cache.own)
+    assert step._cache_size() == 1  # one program for all positions
+
+
+def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(artist):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(2)]
+    turns = [
+        {"role": "user", "content": f"{chat.IMAGE}\nand {chat.IMAGE}\nWhat is on both?"},
+        {"role": "assistant", "content": "a star"},
+        {"role": "user", "content": "What color?"},
+    ]
+    row, starts = artist._row(turns, None)
+    model, size = artist.network.merge(artist.params), artist.config["model"]["understanding"]["encoder"]["image_size"]
+    seen = np.stack([image_ops.for_understanding(image, size=size) for image in images])[None]
+    wanted = []
+    for _ in range(4):
+        x = model.embed_text(jnp.asarray([row + wanted]))
+        x = model.insert_pictures(x, seen, start=jnp.asarray([starts]))
+        n = x.shape[1]
+        hidden, _ = model.llm(x, positions=jnp.arange(n)[None], segment_ids=jnp.ones((1, n), jnp.int32))
+        wanted.append(int(jnp.argmax(model.llm.head(hidden[0, -1]))))
+    t = artist.tokenizer
+    text = t.decode(wanted[: wanted.index(t.eos)] if t.eos in wanted else wanted).strip()
+    answers = list(artist.stream([(turns, images)] * 2, max_tokens=4, every=1))
+    assert answers[-1] == [text, text] and 1 <= len(answers) <= 4
+    assert artist.answer([(turns, images)], max_tokens=4) == [text]
+
+
+def test_pictures_and_their_places_are_counted(artist):
+    with pytest.raises(UserError, match="1 places for pictures and 0 pictures"):
+        artist.answer([([{"role": "user", "content": f"{chat.IMAGE}\nWhat?"}], [])])
 
 
 def test_unconditional_rows_keep_bos_boi_and_padding(artist):

@@ -72,7 +72,7 @@ def test_every_number_of_steps_and_guidance(recipe, data, steps, scale):
 def test_without_guidance_a_picture_costs_one_row(recipe):
     network = assembly.build_network(recipe.to_dict(), "stage_3")
     rows, prompts = [], np.ones((3, 8), np.int32)
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 3)[:, None]
     for scale in (1.0, 2.0):
         draw = functools.partial(decode.draw_batch, network=network, pad_id=2, guidance=FlowGuidance(scale, 2))
         jaxpr = jax.make_jaxpr(draw)(network.abstract, prompts, np.ones((3, 8), bool), keys)

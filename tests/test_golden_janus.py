@@ -115,7 +115,7 @@ def test_guided_greedy_sampling(golden):
     network, params, io = golden
     prompts = np.asarray(io["ar/prompt_ids"], np.int32)
     guidance = VQGuidance(scale=float(io["ar/guidance"]), temperature=0)
-    keys, pad = jax.random.split(jax.random.key(0), len(prompts)), int(io["ar/pad_id"])
+    keys, pad = jax.random.split(jax.random.key(0), len(prompts))[:, None], int(io["ar/pad_id"])
     real = np.ones(prompts.shape, bool)
     _, codes = decode.draw_batch(params, prompts, real, keys, network=network, pad_id=pad, guidance=guidance)
     np.testing.assert_array_equal(codes, io["ar/ids"])

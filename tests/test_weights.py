@@ -160,7 +160,7 @@ def test_logits_and_greedy_codes_are_those_of_transformers(torch, folder, tmp_pa
         expected = model.generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_mode="image", do_sample=False
         )
-    key = jax.random.split(jax.random.key(0), 1)
+    key = jax.random.split(jax.random.key(0), 1)[:, None]
     prompt, guidance = prompt.numpy().astype(np.int32), VQGuidance(scale=5.0, temperature=0)
     real = np.ones(prompt.shape, bool)
     _, codes = decode.draw_batch(params, prompt, real, key, network=network, pad_id=2, guidance=guidance)

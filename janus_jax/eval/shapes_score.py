@@ -49,24 +49,23 @@ def understanding(artist, data):
     return {"accuracy": float(np.mean(right)), "questions": len(right), "by_kind": by_kind}
 
 
-def _padded(*lists):
+def _padded(*lists, size=BATCH):
     """Fills the last batch up, so that one size is compiled."""
-    return [part + part[-1:] * (BATCH - len(part)) for part in lists]
+    return [part + part[-1:] * (size - len(part)) for part in lists]
 
 
 def draw_all(artist, prompts, *, seeds, guidance):
     """Draws every prompt with every seed: {category: uint8[prompts, seeds, h, w, 3]}."""
-    jobs = [(c, p["prompt"], s) for c, ps in prompts.items() for p in ps for s in range(seeds)]
-    pictures = []
-    for start in rich.progress.track(range(0, len(jobs), BATCH), description="drawings"):
-        part = jobs[start : start + BATCH]
-        texts, numbers = _padded([j[1] for j in part], [j[2] for j in part])
-        pictures += list(artist.draw(texts, seeds=numbers, guidance=guidance)[: len(part)])
+    texts = [p["prompt"] for ps in prompts.values() for p in ps]
+    pictures, at_once = [], max(BATCH // seeds, 1)
+    for start in rich.progress.track(range(0, len(texts), at_once), description="drawings"):
+        part = texts[start : start + at_once]
+        (padded,) = _padded(part, size=at_once)
+        pictures += list(artist.draw(padded, seeds=[range(seeds)] * at_once, guidance=guidance)[: len(part)])
     cut, out = 0, {}
     for category, ps in prompts.items():
-        n = len(ps) * seeds
-        out[category] = np.stack(pictures[cut : cut + n]).reshape(len(ps), seeds, *pictures[0].shape)
-        cut += n
+        out[category] = np.stack(pictures[cut : cut + len(ps)])
+        cut += len(ps)
     return out
 
 

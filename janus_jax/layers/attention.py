@@ -1,5 +1,7 @@
 """Plain attention under any mask, rotary positions, and the projections around them."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ from einops import rearrange
 from flax import nnx
 
 from janus_jax.layers.linear import lecun_normal, param, trailing, zeros
+
+NEVER = jnp.finfo(jnp.float32).min  # the score of what may not be looked at
 
 
 def attention(q, k, v, *, mask=None):
@@ -26,9 +30,36 @@ def attention(q, k, v, *, mask=None):
     q = rearrange(q, "b l (k g) h -> b k g l h", g=groups) * q.shape[-1] ** -0.5
     scores = jnp.einsum("bkglh,bpkh->bkglp", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask[:, :, None], scores, NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return rearrange(jnp.einsum("bkglp,bpkh->bkglh", weights, v), "b k g l h -> b l (k g) h")
+
+
+def cached_attention(q, prompt, own, *, seen, before, ways=1):
+    """Softmax attention in fp32 over two parts of keys: the prompt's, which its pictures share, and each row's own.
+
+    Args:
+      q: float[B, L, N, H] queries of rows that stand prompt by prompt, picture by picture, way by way.
+      prompt: keys and values float[M, P, K, H]; B is a multiple of M, and N of K.
+      own: keys and values float[B, T, K, H].
+      seen: bool[M, P], which keys of the prompts may be looked at.
+      before: bool[L, T], which of its own keys a query may look at.
+      ways: rows of a picture.
+
+    Returns:
+      float[B, L, N, H].
+    """
+    copies, kv_heads = len(q) // len(seen), own[0].shape[2]
+    to_prompts = functools.partial(rearrange, pattern="(m n c) k g l x -> (m c) k g (n l) x", n=copies, c=ways)
+    to_rows = functools.partial(rearrange, pattern="(m c) k g (n l) x -> (m n c) k g l x", n=copies, c=ways)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    q = rearrange(q, "b l (k g) h -> b k g l h", k=kv_heads) * q.shape[-1] ** -0.5
+    far = to_rows(jnp.where(seen[:, None, None, None], product("bkglh,bpkh->bkglp", to_prompts(q), prompt[0]), NEVER))
+    near = jnp.where(before[None, None, None], product("bkglh,bpkh->bkglp", q, own[0]), NEVER)
+    weights = jax.nn.softmax(jnp.concatenate([far, near], axis=-1), axis=-1).astype(q.dtype)
+    far, near = jnp.split(weights, [far.shape[-1]], axis=-1)
+    out = to_rows(product("bkglp,bpkh->bkglh", to_prompts(far), prompt[1])) + product("bkglp,bpkh->bkglh", near, own[1])
+    return rearrange(out.astype(q.dtype), "b k g l h -> b l (k g) h")
 
 
 def rotate(x, positions, *, theta):

@@ -1,45 +1,59 @@
 """Drawing and answering with a KV cache: prefill, one compiled loop, and what the commands call.
 
-Prompts of different lengths stand right-aligned, padded on the left; the padding is never attended. The caches are a
-list with one entry a layer, carried through the loop and updated in place.
+Prompts of different lengths stand right-aligned, padded on the left; the padding is never attended. A cache has two
+parts: what the prompts hold, which the several pictures of a prompt share, and what each row adds to it, room that is
+there from the start and written in place. Both are lists with one entry a layer: a scan over layers would copy them at
+every step.
 """
 
 import functools
-from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 
-from janus_jax.layers.attention import attention
+from janus_jax import sharding
+from janus_jax.layers.attention import attention, cached_attention
+
+ROWS = ("batch", "length", "kv_heads", "head_dim")  # of a part of a cache
 
 
-class Cache(NamedTuple):
+@flax.struct.dataclass
+class Cache:
     """Keys and values of every layer.
 
+    Rows stand prompt by prompt, in each picture by picture, in each the `ways` that guidance compares.
+
     Attributes:
-      keys, values: lists of float[B, P, K, H], P positions in all.
-      seen: bool[B, P], which of the filled positions may be attended.
-      length: int32 scalar, positions filled.
+      prompt: [(keys, values)] of the prompts, each float[M, P, K, H].
+      seen: bool[M, P], which of them may be attended.
+      own: [(keys, values)] of what each row adds, each float[B, T, K, H]; B is a multiple of M.
+      length: int32 scalar, positions of T filled.
       position: int32[B] of what comes next.
+      ways: rows of a picture.
     """
 
-    keys: list
-    values: list
+    prompt: list
     seen: jax.Array
+    own: list
     length: jax.Array
     position: jax.Array
+    ways: int = flax.struct.field(pytree_node=False, default=1)
 
 
-def prefill(model, x, *, real, room, seen=None):
+def prefill(model, x, *, real, room, seen=None, copies=1, ways=1):
     """Runs the prompts.
 
     Args:
       model: Janus.
-      x: float[B, P, D] embeddings, right-aligned.
-      real: bool[B, P], False on the padding at the left.
-      room: positions to keep free for what follows.
-      seen: bool[B, P], which positions may be attended; `real` without it. Positions count on where nothing is seen.
+      x: float[M, P, D] embeddings, right-aligned; M is a multiple of `ways`.
+      real: bool[M, P], False on the padding at the left.
+      room: T, positions to keep free for what follows.
+      seen: bool[M, P], which positions may be attended; `real` without it. Positions count on where nothing is seen.
+      copies: pictures of each prompt, or answers; B = copies M.
+      ways: rows of a prompt, which stand together.
 
     Returns:
       hidden float[B, D] at the end of the prompts, Cache.
@@ -59,55 +73,59 @@ def prefill(model, x, *, real, room, seen=None):
         return layer(x, positions=positions, attend=attend), tuple(kept)
 
     x, (keys, values) = jax.lax.scan(body, x, model.llm.layers)
-    widen = lambda kv: [jnp.pad(a, ((0, 0), (0, room), (0, 0), (0, 0))) for a in kv]
-    cache = Cache(widen(keys), widen(values), jnp.pad(seen, ((0, 0), (0, room))), jnp.int32(p), real.sum(axis=1))
-    return model.llm.norm(x)[:, -1], cache
+    rows = lambda x: repeat(x, "(m c) ... -> (m n c) ...", n=copies, c=ways)
+    blank = sharding.place(jnp.zeros((len(x) * copies, room, *keys.shape[3:]), keys.dtype), *ROWS)
+    prompt = [(sharding.place(k, *ROWS), sharding.place(v, *ROWS)) for k, v in zip(keys, values, strict=True)]
+    cache = Cache(prompt, seen, [(blank, blank)] * len(prompt), jnp.int32(0), rows(real.sum(axis=1)), ways)
+    return rows(model.llm.norm(x[:, -1])), cache
 
 
 def step(model, x, cache):
     """Some positions on: float[B, k, D] -> hidden float[B, k, D], Cache."""
     k = x.shape[1]
-    seen = jax.lax.dynamic_update_slice_in_dim(cache.seen, jnp.ones((len(x), k), bool), cache.length, axis=1)
+    x = sharding.place(x, "batch", "length", "act_embed")
     positions = cache.position[:, None] + jnp.arange(k)[None]
-    past = jnp.arange(seen.shape[1])[None, None] <= (cache.length + jnp.arange(k))[None, :, None]
-    mask = (seen[:, None] & past)[:, None]
-    keys, values = list(cache.keys), list(cache.values)
+    place = jnp.arange(cache.own[0][0].shape[1])
+    before = place[None] <= cache.length + jnp.arange(k)[:, None]
+    own = list(cache.own)
     for i in range(model.llm.num_layers):
         layer = jax.tree.map(lambda a, i=i: a[i], model.llm.layers)
 
         def attend(q, k, v, i=i):
-            keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], k, cache.length, axis=1)
-            values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], v, cache.length, axis=1)
-            return attention(q, keys[i], values[i], mask=mask)
+            write = lambda held, new: jax.lax.dynamic_update_slice_in_dim(held, new, cache.length, axis=1)
+            own[i] = write(own[i][0], k), write(own[i][1], v)
+            return cached_attention(q, cache.prompt[i], own[i], seen=cache.seen, before=before, ways=cache.ways)
 
         x = layer(x, positions=positions, attend=attend)
-    return model.llm.norm(x), Cache(keys, values, seen, cache.length + k, cache.position + k)
+    return model.llm.norm(x), cache.replace(own=own, length=cache.length + k, position=cache.position + k)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "guidance"))
 def draw_batch(params, prompts, real, keys, *, network, pad_id, guidance):
-    """Draws one picture a prompt.
+    """Draws n pictures a prompt.
 
     Args:
       params: {path: array}.
-      prompts: int32[B, P] ids up to the picture, right-aligned.
-      real: bool[B, P].
-      keys: key[B], one per picture.
+      prompts: int32[M, P] ids up to the picture, right-aligned.
+      real: bool[M, P].
+      keys: key[M, n], one per picture.
       network: Network of Janus.
       pad_id: what the unconditional rows hold instead of words.
       guidance: the path's Guidance.
 
     Returns:
-      uint8[B, h, w, 3] pictures, truncated as the release does, and their targets.
+      uint8[M n, h, w, 3] pictures, truncated as the release does, and their targets.
     """
     model = network.merge(params)
-    path, seen = model.path, real
-    if guidance.scale != 1:  # rows alternate conditional, unconditional
+    path, seen, ways = model.path, real, 1 if guidance.scale == 1 else 2
+    if ways == 2:  # rows alternate conditional, unconditional
         without, seen_without = path.unconditional(prompts, real=real, pad_id=pad_id)
         pair = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])
         prompts, real, seen = pair(prompts, without), pair(real, real), pair(real, seen_without)
-    hidden, cache = prefill(model, model.embed_text(prompts), real=real, seen=seen, room=path.num_tokens)
-    pictures, targets = path.sample(functools.partial(step, model), hidden, cache, keys=keys, guidance=guidance)
+    x = model.embed_text(prompts)
+    hidden, cache = prefill(model, x, real=real, seen=seen, room=path.num_tokens, copies=keys.shape[1], ways=ways)
+    step_on = functools.partial(step, model)
+    pictures, targets = path.sample(step_on, hidden, cache, keys=keys.reshape(-1), guidance=guidance)
     return to_uint8(pictures), targets
 
 
@@ -122,9 +140,28 @@ def reconstruct_batch(params, pictures, *, network):
     return to_uint8(network.merge(params).path.reconstruct(pictures))
 
 
+@flax.struct.dataclass
+class Answers:
+    """Answers as far as they have come.
+
+    Attributes:
+      place: int32 scalar, how many ids there are.
+      hidden: float[B, D] states that the next ids are read from.
+      cache: Cache.
+      ended: bool[B], which have met EOS.
+      ids: int32[B, max_tokens], EOS from the end on.
+    """
+
+    place: jax.Array
+    hidden: jax.Array
+    cache: Cache
+    ended: jax.Array
+    ids: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("network", "max_tokens"))
-def answer_batch(params, prompts, real, pictures, starts, keys, *, network, eos_id, temperature, max_tokens):
-    """Answers one question a row.
+def begin_answers(params, prompts, real, pictures, starts, *, network, eos_id, max_tokens):
+    """Reads the questions.
 
     Args:
       params: {path: array}.
@@ -132,19 +169,39 @@ def answer_batch(params, prompts, real, pictures, starts, keys, *, network, eos_
       real: bool[B, P].
       pictures: uint8[B, U, h, w, 3].
       starts: int32[B, U] position of each picture's first feature; P marks an unused slot.
+      network: Network of Janus.
+      eos_id: ends an answer.
+      max_tokens: longest answer.
+
+    Returns:
+      Answers without an id.
+    """
+    model, b = network.merge(params), len(prompts)
+    x = model.embed_text(prompts)
+    if pictures.shape[1]:
+        x = model.insert_pictures(x, pictures, start=starts)
+    hidden, cache = prefill(model, x, real=real, room=max_tokens)
+    ids = jnp.full((b, max_tokens), eos_id, jnp.int32)
+    return Answers(jnp.int32(0), hidden, cache, jnp.zeros(b, bool), ids)
+
+
+@functools.partial(jax.jit, static_argnames="network", donate_argnames="answers")
+def continue_answers(params, answers, keys, *, network, eos_id, temperature, until):
+    """Answers up to `until` ids, or until all have ended.
+
+    Args:
+      params: {path: array}.
+      answers: Answers.
       keys: key[B].
       network: Network of Janus.
       eos_id: ends an answer.
       temperature: 0 is greedy.
-      max_tokens: longest answer.
+      until: int32 scalar, at most the answers' room.
 
     Returns:
-      int32[B, max_tokens] ids, EOS from the end on.
+      Answers.
     """
     model = network.merge(params)
-    b = len(prompts)
-    x = model.insert_pictures(model.embed_text(prompts), pictures, start=starts)
-    hidden, cache = prefill(model, x, real=real, room=max_tokens)
 
     def pick(hidden, place):
         logits = model.llm.head(hidden).astype(jnp.float32)
@@ -153,19 +210,24 @@ def answer_batch(params, prompts, real, pictures, starts, keys, *, network, eos_
         )
         return jax.lax.cond(temperature > 0, drawn, lambda: jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
-    def unfinished(carry):
-        place, _, _, ended, _ = carry
-        return (place < max_tokens) & ~ended.all()
+    def body(a):
+        ids = jnp.where(a.ended, eos_id, pick(a.hidden, a.place))
+        hidden, cache = step(model, model.embed_text(ids)[:, None], a.cache)
+        return Answers(a.place + 1, hidden[:, 0], cache, a.ended | (ids == eos_id), a.ids.at[:, a.place].set(ids))
 
-    def body(carry):
-        place, hidden, cache, ended, out = carry
-        ids = jnp.where(ended, eos_id, pick(hidden, place))
-        hidden, cache = step(model, model.embed_text(ids)[:, None], cache)
-        return place + 1, hidden[:, 0], cache, ended | (ids == eos_id), out.at[:, place].set(ids)
+    return jax.lax.while_loop(lambda a: (a.place < until) & ~a.ended.all(), body, answers)
 
-    blank = jnp.full((b, max_tokens), eos_id, jnp.int32)
-    start = (jnp.int32(0), hidden, cache, jnp.zeros(b, bool), blank)
-    return jax.lax.while_loop(unfinished, body, start)[-1]
+
+@functools.partial(jax.jit, static_argnames=("network", "max_tokens"))
+def answer_batch(params, prompts, real, pictures, starts, keys, *, network, eos_id, temperature, max_tokens):
+    """Answers one question a row, in one program: `begin_answers`, then `continue_answers` to their end.
+
+    Returns:
+      int32[B, max_tokens] ids, EOS from the end on.
+    """
+    known = dict(network=network, eos_id=eos_id)
+    answers = begin_answers(params, prompts, real, pictures, starts, max_tokens=max_tokens, **known)
+    return continue_answers(params, answers, keys, temperature=temperature, until=max_tokens, **known).ids
 
 
 def right_align(rows, *, pad_id, multiple=8):

@@ -301,8 +301,9 @@ def test_mmmu_draws_where_no_option_is_named():
     "answer, truth, right",
     [
         ("The total is $1,234", "1234", True), ("is $1,234.50", "1234.5", False), ("about 0.333", "0.33", True),
-        ("0.34", "0.33", False), ("x = 2\nso y = 7", "7", True), ("8 is less than 9", "8", False), ("y is 5 = 6", "5", False),
-        ("It is Tampa.", "tampa", True), ("Tampa is in Florida", "Tampa", False), ("abc", "b", False), ("a b", "b", True), ("", "5", False),
+        ("0.34", "0.33", False), ("x = 2\nso y = 7", "7", True), ("8 is less than 9", "8", False),
+        ("y is 5 = 6", "5", False), ("It is Tampa.", "tampa", True), ("Tampa is in Florida", "Tampa", False),
+        ("abc", "b", False), ("a b", "b", True), ("", "5", False),
     ],
 )  # fmt: skip
 def test_mmmu_open_answers(answer, truth, right):

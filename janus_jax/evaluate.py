@@ -1,89 +1,184 @@
-"""Scores a trained model.
+"""Scores a trained model, or draws and answers for the scorer of a benchmark.
 
     python -m janus_jax.evaluate --checkpoint=runs/tiny --benchmark=shapes --data=data/shapes --out=runs/tiny
+    python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=geneval --data=geneval/prompts --out=results/geneval
+    python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=pope --data=pope --out=results/pope
 
-writes evaluation.json (scores, their ceiling and floor, and the settings they were made with) and sheet.png, a
-contact sheet of drawings, into --out, and prints a table.
+drawing          shapes geneval dpg mjhq coco: the folders that the official scorers read
+understanding    pope mme mmbench seed-bench vqav2 gqa mmmu mm-vet chartqa textvqa: the official answer files, and the
+                 metric where it is a formula, in percent but for MME's points
+
+A run that is cut off goes on with the same command. Into --out go settings.json, which a later run must share,
+evaluation.json and evaluation.md (the papers' numbers, ours, and the settings they were made with), and for drawings
+the folder pictures/ and sheet.png, a contact sheet. docs/evaluation.md says how to reproduce the papers' rows.
 """
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import rich.console
 import rich.table
 from absl import logging
+from PIL import Image
 
-from janus_jax import assembly, checkpoint, cli, sharding
+from janus_jax import assembly, checkpoint, cli, processes, sharding
 from janus_jax.data.files import write_json
 from janus_jax.errors import UserError
-from janus_jax.eval import shapes_score
+from janus_jax.eval import feature_distance, papers, runs, shapes_run, shapes_score
+from janus_jax.eval.picture_sets import PICTURE_SETS
 from janus_jax.eval.sheet import contact_sheet
+from janus_jax.eval.understanding import BENCHMARKS
+
+SHAPES = "shapes"
+KNOWN = (SHAPES, *PICTURE_SETS, *BENCHMARKS)
+SETS_OF_PHOTOS = ("mjhq", "coco")  # which are compared with real pictures
+SHOWN = 32  # drawings on a contact sheet
 
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
-BENCHMARK = cli.flags.DEFINE_string("benchmark", "shapes", "What to score: shapes.")
-DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's data.")
-OUT = cli.flags.DEFINE_string("out", None, "Folder for the results; the checkpoint's own without it.")
+BENCHMARK = cli.flags.DEFINE_string("benchmark", SHAPES, f"What to score: {', '.join(KNOWN)}.")
+DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's own files.")
+OUT = cli.flags.DEFINE_string("out", None, "Folder for the results; shapes: the checkpoint's own without it.")
 GUIDANCE = cli.flags.DEFINE_float("guidance", None, "Guidance scale of the drawings; config.samples.guidance without it.")
 TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "Temperature of the drawings (Janus), 0 is greedy; 1 without it.")
-STEPS = cli.flags.DEFINE_integer("steps", None, "Euler steps of the drawings (JanusFlow); 30 without it.")
+TOP_K = cli.flags.DEFINE_integer("top_k", None, "Drawings: only the k likeliest codes (Janus).", lower_bound=1)
+TOP_P = cli.flags.DEFINE_float("top_p", None, "Drawings: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
+STEPS = cli.flags.DEFINE_integer("steps", None, "Euler steps of the drawings (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
-SEEDS = cli.flags.DEFINE_integer("seeds", 4, "Drawings a prompt.")
+SEEDS = cli.flags.DEFINE_integer("seeds", 4, "shapes: drawings a prompt.", lower_bound=1)
+SEED = cli.flags.DEFINE_integer("seed", 0, "Another one gives other drawings.", lower_bound=0)
+BATCH = cli.flags.DEFINE_integer("batch", 64, "Pictures or questions at once.", lower_bound=1)
+FEATURES = cli.flags.DEFINE_string("features", None, "An ONNX network that drawings are compared with --reference by.")
+REFERENCE = cli.flags.DEFINE_string("reference", None, "A folder of real pictures.")
+MEAN = cli.flags.DEFINE_float("features_mean", 127.5, "Level that --features takes for 0.")
+STD = cli.flags.DEFINE_float("features_std", 127.5, "Levels that --features takes for 1.", lower_bound=1e-6)
 
 
 def main():
     """Runs the benchmark."""
+    _check_flags()
+    with processes.joined():
+        name, data, out = BENCHMARK.value, Path(DATA.value), Path(OUT.value or CHECKPOINT.value)
+        saved = checkpoint.open_saved(CHECKPOINT.value)
+        benchmark = PICTURE_SETS.get(name) or BENCHMARKS.get(name)
+        tasks = benchmark.read(data) if benchmark else shapes_score.load_prompts(data)
+        out.mkdir(parents=True, exist_ok=True)
+        cli.enable_compile_cache(out / ".jax_cache")
+        mesh = sharding.make_mesh()
+        with jax.set_mesh(mesh):
+            artist = assembly.load_artist(CHECKPOINT.value, mesh=mesh, weights=WEIGHTS.value)
+            guidance = None if name in BENCHMARKS else _guidance(artist, saved)
+            settings = _settings(saved, artist, benchmark, guidance)
+            if benchmark:
+                _pin(out, settings)
+            if name == SHAPES:
+                shapes_run.run(artist, tasks, data, out=out, seeds=SEEDS.value, guidance=guidance, settings=settings)
+            elif name in PICTURE_SETS:
+                scores = _draw(artist, benchmark, tasks, out=out, guidance=guidance)
+            else:
+                answers = runs.answer_all(artist, benchmark, tasks, out=out, batch=BATCH.value)
+                unit = 1 if name == "mme" else 100
+                scores = {metric: unit * value for metric, value in benchmark.score(tasks, answers).items()}
+                if processes.is_first():
+                    benchmark.write(out, tasks, answers)
+        if benchmark and processes.is_first():
+            _report(out, name, scores, settings, len(tasks))
+
+
+def _check_flags():
+    """Raises UserError for flags that go wrong together."""
+    if BENCHMARK.value not in KNOWN:
+        raise UserError(f"--benchmark={BENCHMARK.value} is unknown; known: {list(KNOWN)}.")
     if not CHECKPOINT.value or not DATA.value:
         raise UserError("Name a run and the benchmark's data: --checkpoint=runs/tiny --data=data/shapes.")
-    if BENCHMARK.value != "shapes":
-        raise UserError(f"--benchmark={BENCHMARK.value} is unknown; known: ['shapes'].")
-    if SEEDS.value < 1 or (TEMPERATURE.value or 0) < 0 or (STEPS.value or 1) < 1:
-        raise UserError("--seeds and --steps are at least 1, --temperature at least 0.")
-    if not OUT.value and Path(CHECKPOINT.value).name.isdigit():
-        raise UserError("A single checkpoint is no place for results: name a folder with --out.")
-    saved = checkpoint.open_saved(CHECKPOINT.value)
-    out = Path(OUT.value or CHECKPOINT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    cli.enable_compile_cache(out / ".jax_cache")
-    prompts = shapes_score.load_prompts(DATA.value)
-    mesh = sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        artist = assembly.load_artist(CHECKPOINT.value, mesh=mesh, weights=WEIGHTS.value)
-        scale = saved.about["config"]["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
-        guidance = artist.guidance(scale=scale, temperature=TEMPERATURE.value, steps=STEPS.value)
-        drawings = shapes_score.draw_all(artist, prompts, seeds=SEEDS.value, guidance=guidance)
-        drawing, floor = shapes_score.score(drawings, prompts)
-        result = {
-            "understanding": shapes_score.understanding(artist, DATA.value),
-            "drawing": drawing,
-            "ceiling": shapes_score.ceiling(artist, prompts),
-            "floor": floor,
-            "settings": {
-                "seeds": SEEDS.value,
-                "prompts": {c: len(p) for c, p in prompts.items()},
-                "combinations": shapes_score.combinations(prompts),
-                "weights": WEIGHTS.value,
-                **guidance._asdict(),
-            },
-        }
-    about = Path(DATA.value) / "about.json"
-    if about.is_file():
-        result["understanding"]["majority_answer_baseline"] = json.loads(about.read_text())["majority_answer_baseline"]
-    write_json(out / "evaluation.json", result)
-    shown = [(p["prompt"], drawings[c][i, 0]) for c, ps in prompts.items() for i, p in enumerate(ps[:8])]
-    contact_sheet([d for _, d in shown], [t for t, _ in shown]).save(out / "sheet.png")
-    _print(result)
-    logging.info("Wrote %s and %s", out / "evaluation.json", out / "sheet.png")
+    if (TEMPERATURE.value or 0) < 0:
+        raise UserError("--temperature is at least 0.")
+    if not OUT.value and (BENCHMARK.value != SHAPES or Path(CHECKPOINT.value).name.isdigit()):
+        raise UserError("Name a folder for the results with --out.")
+    if bool(FEATURES.value) != bool(REFERENCE.value) or (FEATURES.value and BENCHMARK.value not in SETS_OF_PHOTOS):
+        raise UserError(f"--features and --reference go together, with --benchmark={' or '.join(SETS_OF_PHOTOS)}.")
 
 
-def _print(result):
-    """The table a person reads."""
-    table = rich.table.Table("", "score", "ceiling", "floor")
-    for name, value in result["drawing"].items():
-        table.add_row(f"drawing {name}", *(f"{v:.3f}" for v in (value, result["ceiling"][name], result["floor"][name])))
-    und = result["understanding"]
-    table.add_row("understanding", f"{und['accuracy']:.3f}", "", f"{und.get('majority_answer_baseline', 0):.3f}")
+def _guidance(artist, saved):
+    """How to draw: the flags, and the guidance of the run's own samples."""
+    scale = saved.about["config"]["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
+    return artist.guidance(
+        scale=scale, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
+    )
+
+
+def _settings(saved, artist, benchmark, guidance):
+    """All that scores depend on beside the benchmark's data: a plain dict."""
+    config, drawn = saved.about["config"], guidance is not None
+    found = {
+        "benchmark": BENCHMARK.value,
+        "checkpoint": str(saved.directory / str(saved.step)),
+        "weights": WEIGHTS.value,
+        "dtype": cli.compute_dtype(config["dtype"]),
+        "template": artist.template,
+        "roles": list(config["data"]["roles"]),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "pillow")},
+    }
+    if drawn:
+        return (
+            found
+            | {"seed": SEED.value, "pictures_a_prompt": getattr(benchmark, "samples", SEEDS.value)}
+            | guidance._asdict()
+        )
+    return found | {"temperature": 0, "max_tokens": benchmark.max_tokens, "system_prompt": benchmark.system}
+
+
+def _pin(out, settings):
+    """Keeps the settings beside the results; what was begun with others is not gone on with."""
+    path = out / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        other = [key for key in {**before, **settings} if before.get(key) != cli.plain(settings).get(key)]
+        if other:
+            key = other[0]
+            raise UserError(
+                f"{str(out)!r} holds results made with {key} = {before.get(key)!r}, and this run has {settings.get(key)!r}; "
+                "name another folder with --out."
+            )
+    elif processes.is_first():
+        write_json(path, settings)
+
+
+def _draw(artist, benchmark, prompts, *, out, guidance):
+    """Draws a set, scores what can be scored here, and lays a contact sheet."""
+    pictures = out / "pictures"
+    runs.draw_all(artist, benchmark, prompts, out=pictures, guidance=guidance, batch=BATCH.value, seed=SEED.value)
+    scores = benchmark.score(pictures, prompts)
+    if not processes.is_first():
+        return scores
+    if FEATURES.value:
+        features = feature_distance.Features(FEATURES.value, mean=MEAN.value, std=STD.value)
+        scores |= feature_distance.distance(pictures, REFERENCE.value, features)
+    shown = [(np.asarray(Image.open(pictures / p.files[0]).convert("RGB")), p.text) for p in prompts[:SHOWN]]
+    contact_sheet([d for d, _ in shown], [t for _, t in shown]).save(out / "sheet.png")
+    logging.info("%s", benchmark.how_to_score)
+    return scores
+
+
+def _report(out, name, scores, settings, count):
+    """evaluation.json, evaluation.md, and the table that a person reads: papers, ours, settings."""
+    write_json(out / "evaluation.json", {"scores": scores, "count": count, "settings": settings})
+    metrics, published = list(scores), papers.rows(name)
+    metrics += [m for row in published for m in row.scores if m not in metrics]
+    show = lambda value: "" if value is None else f"{value:.4g}"
+    lines = [[f"{row.model} ({row.source})", *(show(row.scores.get(m)) for m in metrics)] for row in published]
+    lines.append([f"**ours**, {count} done", *(show(scores.get(m)) for m in metrics)])
+    table = rich.table.Table(name, *metrics)
+    for line in lines:
+        table.add_row(*(cell.replace("**", "") for cell in line))
     rich.console.Console().print(table)
+    page = [f"# {name}", "", f"| model | {' | '.join(metrics)} |", "|" + "---|" * (len(metrics) + 1)]
+    page += [f"| {' | '.join(line)} |" for line in lines]
+    page += ["", "Settings of ours:", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]
+    (out / "evaluation.md").write_text("\n".join(page))
+    logging.info("Wrote %s and evaluation.md beside it", out / "evaluation.json")
 
 
 if __name__ == "__main__":

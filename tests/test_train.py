@@ -160,9 +160,9 @@ def test_the_commands_draw_answer_and_score(trained, data, tmp_path):
         (["sample", "draw", "--checkpoint=/nowhere", "--prompt=x"], "No complete checkpoint in '/nowhere'"),
         (["sample", "draw", "--checkpoint={run}", "--prompt=x", "--out=x.pgn"], "names no picture format"),
         (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=x"], "No picture at '/no.png'"),
-        (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=<image_placeholder>"], "by itself"),
+        (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=<image_placeholder>"], "by themselves"),
         (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--out={run}"], "/nowhere"),
-        (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--benchmark=x"], r"known: \['shapes'\]"),
+        (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--benchmark=x"], r"known: \['shapes', "),
     ],
 )
 def test_mistakes_of_the_other_commands_are_told_in_a_sentence(trained, arguments, message):

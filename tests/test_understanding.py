@@ -248,7 +248,7 @@ def mmmu_files(folder, *, question="See <image 1> and <image 2>, then <image 1>.
         text = {"id": f"validation_Sub_{i}_1", "question": "Why?", "options": "['no', \"don't\"]", "answer": answer}
         rows = [{**text, "question_type": "multiple-choice", "image_1": {"bytes": png()}}]
         if i == 0:
-            both = {"image_1": {"bytes": b"1"}, "image_2": {"bytes": b"2"}}
+            both = {"image_1": {"bytes": png("green")}, "image_2": {"bytes": png("blue")}}
             rows[0] |= {"question": question, "options": "['<image 2>', 'none']", **both}
             free = {"id": "validation_Sub_0_2", "options": "[]", "answer": "['24/7', '3.429']", "question_type": "open"}
             rows += [rows[0] | free]
@@ -267,8 +267,11 @@ def test_mmmu(tmp_path):
     assert len(questions) == 31 and questions[0].id == "validation_Sub_0_1"
     shown = f"See {IMAGE} and {IMAGE}, then {IMAGE}.\n"
     assert questions[0].content == f"{shown}A. {IMAGE}\nB. none\n{LETTER}"
-    assert questions[0].images == (b"1", b"2", b"1", b"2")
-    assert (questions[1].content, questions[1].images) == (f"{shown}Answer the question directly.", (b"1", b"2", b"1"))
+    assert questions[0].images == (png("green"), png("blue"), png("green"), png("blue"))
+    assert (questions[1].content, questions[1].images) == (
+        f"{shown}Answer the question directly.",
+        (png("green"), png("blue"), png("green")),
+    )
     assert questions[2].content == f"{IMAGE}\nWhy?\nA. no\nB. don't\n{LETTER}"
     answers = ["I think (B)", "so x = 3.43"] + ["A"] * 14 + ["B."] * 15
     (file,) = bench.write(tmp_path / "out", questions, answers)

@@ -1,0 +1,56 @@
+"""The whole of the `shapes` benchmark: questions, drawings, their ceiling and floor, a table and a contact sheet."""
+
+import json
+from pathlib import Path
+
+import rich.console
+import rich.table
+from absl import logging
+
+from janus_jax import processes
+from janus_jax.data.files import write_json
+from janus_jax.eval import shapes_score
+from janus_jax.eval.sheet import contact_sheet
+
+
+def run(artist, prompts, data, *, out, seeds, guidance, settings):
+    """Scores a model and writes evaluation.json and sheet.png.
+
+    Args:
+      artist: Artist.
+      prompts: of `shapes_score.load_prompts`.
+      data: folder of the set.
+      out: folder of the results.
+      seeds: drawings a prompt.
+      guidance: of the artist.
+      settings: what to write beside the scores.
+    """
+    drawings = shapes_score.draw_all(artist, prompts, seeds=seeds, guidance=guidance)
+    drawing, floor = shapes_score.score(drawings, prompts)
+    result = {
+        "understanding": shapes_score.understanding(artist, data),
+        "drawing": drawing,
+        "ceiling": shapes_score.ceiling(artist, prompts),
+        "floor": floor,
+        "settings": settings
+        | {"prompts": {c: len(p) for c, p in prompts.items()}, "combinations": shapes_score.combinations(prompts)},
+    }
+    about = Path(data) / "about.json"
+    if about.is_file():
+        result["understanding"]["majority_answer_baseline"] = json.loads(about.read_text())["majority_answer_baseline"]
+    if processes.is_first():
+        write_json(out / "evaluation.json", result)
+        shown = [(p["prompt"], drawings[c][i, 0]) for c, ps in prompts.items() for i, p in enumerate(ps[:8])]
+        contact_sheet([d for _, d in shown], [t for t, _ in shown]).save(out / "sheet.png")
+        _print(result)
+        logging.info("Wrote %s and %s", out / "evaluation.json", out / "sheet.png")
+
+
+def _print(result):
+    """The table a person reads."""
+    table = rich.table.Table("", "score", "ceiling", "floor")
+    for name, value in result["drawing"].items():
+        table.add_row(f"drawing {name}", *(f"{v:.3f}" for v in (value, result["ceiling"][name], result["floor"][name])))
+    und = result["understanding"]
+    table.add_row("understanding", f"{und['accuracy']:.3f}", "", f"{und.get('majority_answer_baseline', 0):.3f}")
+    rich.console.Console().print(table)

@@ -1,0 +1,170 @@
+"""`evaluate` on a tiny model: every benchmark to its files and scores, going on where it was killed, and mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax.errors import UserError
+from janus_jax.eval import runs
+from janus_jax.eval.picture_sets import PICTURE_SETS
+from janus_jax.eval.understanding import BENCHMARKS
+from tests import test_picture_sets, test_understanding
+from tests.conftest import CACHE
+from tests.test_train import ROOT, finish, run, trained  # noqa: F401  (a fixture)
+
+DRIVER = """
+import json, sys
+from absl import flags
+from janus_jax import evaluate
+for arguments in json.loads(sys.argv[1]):
+    flags.FLAGS(["evaluate", *arguments])
+    evaluate.main()
+"""
+
+
+class Painter:
+    """Stands in for an Artist: what it makes depends on what it is asked alone, and it may be stopped."""
+
+    def __init__(self, patience=10**9):
+        self.patience, self.calls = patience, 0
+
+    def _work(self):
+        if self.calls == self.patience:
+            raise KeyboardInterrupt
+        self.calls += 1
+
+    def draw(self, prompts, *, seeds, guidance):
+        self._work()
+        one = lambda p, s: np.random.default_rng((len(p), int(s))).integers(0, 256, (8, 8, 3), np.uint8)
+        return np.stack([np.stack([one(p, s) for s in row]) for p, row in zip(prompts, seeds, strict=True)])
+
+    def answer(self, conversations, *, max_tokens, system):
+        self._work()
+        return [turns[0]["content"][-20:].upper() for turns, _ in conversations]
+
+
+@pytest.mark.parametrize("name", ["geneval", "mjhq"])
+def test_pictures_are_the_same_whatever_the_batch_and_the_cuts(name, tmp_path):
+    benchmark = test_picture_sets.made(name, tmp_path / "data")
+    prompts, samples = benchmark.read(tmp_path / "data"), benchmark.samples
+    draw = lambda painter, out, batch: runs.draw_all(
+        painter, benchmark, prompts, out=tmp_path / out, guidance=None, batch=batch, seed=0
+    )
+    draw(whole := Painter(), "whole", 100)
+    assert whole.calls == 1
+    with pytest.raises(KeyboardInterrupt):
+        draw(Painter(patience=2), "cut", samples)
+    draw(rest := Painter(), "cut", samples)
+    assert rest.calls == len(prompts) - 2  # none is drawn twice
+    draw(idle := Painter(), "cut", samples)
+    assert idle.calls == 0
+    files = lambda out: {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*") if p.is_file()}
+    assert files("whole") == files("cut")
+    pixels = [Image.open(tmp_path / "whole" / file).tobytes() for p in prompts for file in p.files[:samples]]
+    assert len(set(pixels)) == len(pixels)  # every prompt and sample has a seed of its own
+
+
+def test_answers_go_on_behind_a_line_that_was_cut_off(tmp_path):
+    test_understanding.pope(tmp_path / "data")
+    benchmark = BENCHMARKS["pope"]
+    questions = benchmark.read(tmp_path / "data")
+    ask = lambda painter: runs.answer_all(painter, benchmark, questions, out=tmp_path, batch=5)
+    with pytest.raises(KeyboardInterrupt):
+        ask(Painter(patience=1))
+    path = tmp_path / runs.ANSWERS
+    assert path.read_text().count("\n") == 5
+    with path.open("a") as file:
+        file.write('{"id": "random/9", "ans')
+    answers = ask(rest := Painter())
+    assert rest.calls == 2 and answers == [q.content[-20:].upper() for q in questions]
+    known = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(entry["id"] for entry in known) == sorted(q.id for q in questions)
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    test_understanding.pope(tmp_path / "data")
+    (tmp_path / "data/val2014/1.jpg").write_bytes(b"no picture")
+    questions = BENCHMARKS["pope"].read(tmp_path / "data")
+    with pytest.raises(UserError, match=r"val2014/1.jpg' cannot be read"):
+        runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
+
+
+def test_every_benchmark_runs_on_a_model(trained, tmp_path):  # noqa: F811
+    jobs = []
+    (tmp_path / "data").mkdir()
+    for name in (*PICTURE_SETS, *BENCHMARKS):
+        data = tmp_path / "data" / name
+        if name in PICTURE_SETS:
+            test_picture_sets.made(name, data)
+        else:
+            test_understanding.MAKERS[name](data)
+        known = [f"--checkpoint={trained}", f"--benchmark={name}", f"--data={data}", f"--out={tmp_path / name}"]
+        jobs.append([*known, "--batch=16", "--guidance=2"])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(jobs)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, benchmark in (PICTURE_SETS | BENCHMARKS).items():
+        found, out = json.loads((tmp_path / name / "evaluation.json").read_text()), tmp_path / name
+        tasks = benchmark.read(tmp_path / "data" / name)
+        assert found["count"] == len(tasks) and found["settings"]["benchmark"] == name
+        assert f"# {name}" in (out / "evaluation.md").read_text()
+        if name in PICTURE_SETS:
+            assert all(benchmark.done(out / "pictures", p) for p in tasks) and (out / "sheet.png").exists()
+            assert found["settings"]["scale"] == 2 and found["settings"]["pictures_a_prompt"] == benchmark.samples
+            continue
+        answers = {e["id"]: e["answer"] for e in map(json.loads, (out / runs.ANSWERS).read_text().splitlines())}
+        given = [answers[q.id] for q in tasks]
+        unit = 1 if name == "mme" else 100
+        assert found["scores"] == {k: unit * v for k, v in benchmark.score(tasks, given).items()}
+        written = benchmark.write(tmp_path / "again" / name, tasks, given)
+        for file in written:
+            mine = out / file.relative_to(tmp_path / "again" / name)
+            assert mine.exists() and (file.suffix == ".xlsx" or mine.read_bytes() == file.read_bytes())
+
+
+def test_a_killed_run_goes_on_and_other_settings_are_refused(trained, tmp_path):  # noqa: F811
+    test_picture_sets.made("geneval", tmp_path / "data")
+    lines = [json.dumps({"tag": "colors", "include": [], "prompt": f"a photo of cat {i}"}) for i in range(12)]
+    (tmp_path / "data/evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
+    flags = [f"--checkpoint={trained}", "--benchmark=geneval", f"--data={tmp_path}/data", f"--out={tmp_path}/out"]
+    process = run("evaluate", *flags, "--batch=4")
+    pictures = tmp_path / "out/pictures"
+    while process.poll() is None and len(list(pictures.glob("*/grid.png"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    before = {p: p.stat().st_mtime_ns for p in pictures.glob("*/grid.png")}
+    assert 2 <= len(before) < 12, "the run ended before it could be killed"
+    code, err = finish(run("evaluate", *flags, "--batch=8"))
+    assert code == 0, err
+    assert len(list(pictures.glob("*/samples/*.png"))) == 48
+    assert all(p.stat().st_mtime_ns == then for p, then in before.items())
+    code, err = finish(run("evaluate", *flags, "--guidance=3"))
+    assert code == 2 and "results made with scale" in err and "another folder" in err
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--benchmark=pope", "--data={data}", "--out={out}"], "pope: .*coco_pope"),
+        (["--benchmark=pope", "--data={data}"], "with --out"),
+        (["--benchmark=geneval", "--data={data}", "--out={out}", "--features=x.onnx"], "--features and --reference"),
+        (["--benchmark=fid", "--data={data}", "--out={out}"], "known: .*'shapes', 'geneval'"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(trained, tmp_path, flags, said):  # noqa: F811
+    (tmp_path / "data").mkdir()
+    flags = [flag.format(data=tmp_path / "data", out=tmp_path / "out") for flag in flags]
+    code, err = finish(run("evaluate", f"--checkpoint={trained}", *flags))
+    assert code == 2 and "Traceback" not in err
+    assert re.search(said, err), err

@@ -24,6 +24,8 @@ def get_config(stage="all"):
     c.data.tokenizer = "data/shapes/tokenizer.json"
     names = ("objects", "scenes", "captions", "questions", "text")
     c.data.sources = {name: common.source(f"data/shapes/{name}-train.array_record") for name in names}
+    c.data.sources["questions-heldout"] = common.source("data/shapes/questions-heldout.array_record")
+    c.held_out.sources = dict(understanding={"questions-heldout": 1})
     c.data.shards = 2
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = dict(understanding={"captions": 1}, text={"text": 1}, generation={"scenes": 1})

@@ -166,6 +166,24 @@ def build_pipeline(config, stage, network, *, mesh, host, report=None):
     return pipeline, tokenizer
 
 
+def held_out_batches(config, stage, network, *, mesh, host):
+    """The first batches of config.held_out.sources, none where the stage has no use for them, and their mixture.
+
+    `build_pipeline` tells of the arguments.
+    """
+    held_out, s = config["held_out"], config["stages"][stage]
+    mixture = [share if held_out["sources"].get(task) else 0 for task, share in zip(TASKS, s["mixture"], strict=True)]
+    if stage == stages.TOKENIZER or not any(mixture):
+        return [], mixture
+    own = s | {"sources": held_out["sources"], "mixture": mixture, "phases": ()}
+    config = config | {"stages": {stage: own}, "data": config["data"] | {"prompt_drop": 0.0}}
+    pipeline, _ = build_pipeline(config, stage, network, mesh=mesh, host=host)
+    try:
+        return [next(pipeline).batch for _ in range(held_out["batches"])], mixture
+    finally:
+        pipeline.close()
+
+
 def open_sources(config, names):
     """{name: Source}; a name that config.data.sources lacks is an error."""
     sources = config["data"]["sources"]

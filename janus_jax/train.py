@@ -13,7 +13,8 @@ A stage starts from the first of these that exists:
     4. nothing, where --config.init_fresh lets every parameter start fresh
 
 The workdir holds checkpoints/, metrics.jsonl (one JSON object a step), TensorBoard events, config.json, and samples/,
-contact sheets of config.samples.prompts as the model draws them at every checkpoint.
+contact sheets of config.samples.prompts as the model draws them at every checkpoint; then the losses on
+config.held_out.sources are logged, too.
 """
 
 import glob
@@ -30,6 +31,7 @@ from absl import logging
 from janus_jax import assembly, caches, checkpoint, cli, processes, sharding, stages, states, train_step
 from janus_jax.data.pipeline import COUNTS, Prefetch, statistics
 from janus_jax.errors import UserError
+from janus_jax.eval.held_out import HeldOut
 from janus_jax.eval.samples import Sampler
 from janus_jax.layers.packed import kernel_of
 from janus_jax.metrics import Log, Profile, Progress, peak_flops, readable
@@ -140,11 +142,13 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
             settle = jax.jit(train_step.make_settle(network), out_shardings=jax.tree.map(lambda x: x.sharding, state))
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
         sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
+        unseen, mixture = assembly.held_out_batches(config, stage, network, mesh=mesh, host=host)
+        held_out = HeldOut(network, unseen, mixture=mixture, mesh=mesh, log=log)
         profile = Profile(config["profile_steps"], workdir / "profile")
         try:
             return _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
-                writer=writer, sampler=sampler, settle=settle, profile=profile, preempted=preempted,
+                writer=writer, sampler=sampler, held_out=held_out, settle=settle, profile=profile, preempted=preempted,
             )  # fmt: skip
         finally:
             writer.wait()
@@ -161,7 +165,9 @@ def _newest(workdir):
     return found
 
 
-def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, settle, profile, preempted):
+def _loop(
+    step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, held_out, settle, profile, preempted
+):
     """Steps to the end of the stage, or to where the run is preempted, and says whether it was.
 
     Metrics are read one step late, when the next step is already on its way.
@@ -216,6 +222,7 @@ def _loop(step, state, pipeline, *, mesh, config, stage, last, about, log, write
                 _save(writer, offset + done, state, about | {"data": processes.merged(packed.state)})
                 saved_at = offset + done
                 if not stopped:
+                    held_out(saved_at, state.trainable | state.frozen)
                     sampler(saved_at, state.trainable | state.frozen | state.ema, batch)
                 before = time.perf_counter()
         return stopped

@@ -54,6 +54,8 @@ def _small(config, data):
     config.model.generation.tokenizer_training.crop = 16
     config.data.tokenizer = str(data / "tokenizer.json")
     config.data.window, config.data.shards = 16, 4
+    config.held_out.sources = {}
+    config.data.sources = {name: s for name, s in config.data.sources.items() if name != "questions-heldout"}
     for name in config.data.sources:
         config.data.sources[name].path = str(data / f"{name}-train.array_record")
     for name, stage in config.stages.items():

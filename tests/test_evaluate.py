@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from janus_jax import assembly, sharding
 from janus_jax.errors import UserError
 from janus_jax.eval import runs
+from janus_jax.eval.held_out import HeldOut
 from janus_jax.eval.picture_sets import PICTURE_SETS
 from janus_jax.eval.understanding import BENCHMARKS
 from tests import test_picture_sets, test_understanding
@@ -108,7 +112,8 @@ def test_every_benchmark_runs_on_a_model(trained, tmp_path):  # noqa: F811
             test_understanding.MAKERS[name](data)
         known = [f"--checkpoint={trained}", f"--benchmark={name}", f"--data={data}", f"--out={tmp_path / name}"]
         jobs.append([*known, "--batch=16", "--guidance=2"])
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # most of the time goes into compiling
+    env = os.environ | quick | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(jobs)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900
     )
@@ -168,3 +173,31 @@ def test_mistakes_are_told_in_a_sentence(trained, tmp_path, flags, said):  # noq
     code, err = finish(run("evaluate", f"--checkpoint={trained}", *flags))
     assert code == 2 and "Traceback" not in err
     assert re.search(said, err), err
+
+
+def test_losses_on_held_out_records_come_from_the_parameters_as_they_are(config):
+    config = config.to_dict() | {"held_out": {"sources": {"understanding": {"captions": 1}}, "batches": 2}}
+    network = assembly.build_network(config, "stage_2")
+    found = []
+    for count in (1, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:count])
+        log = types.SimpleNamespace(write=lambda step, values: found.append((step, values)))
+        with jax.set_mesh(mesh):
+            params = jax.device_put(
+                network.fresh(jax.random.key(0)), sharding.param_shardings(mesh, network.abstract, network.axes)
+            )
+            batches, mixture = assembly.held_out_batches(config, "stage_2", network, mesh=mesh, host=(0, 1))
+            held_out = HeldOut(network, batches, mixture=mixture, mesh=mesh, log=log)
+            held_out(7, params)
+            held_out(7, jax.tree.map(lambda x: 2 * x, params))
+    (step, one), (_, other), (_, eight), _ = found
+    assert step == 7 and 3 < one["held_out/loss"] < 9 and one["held_out/loss"] != other["held_out/loss"]
+    assert one["held_out/loss"] == pytest.approx(one["held_out/loss_und"])  # there is nothing else
+    assert one == pytest.approx(eight, rel=1e-4)
+
+
+def test_without_held_out_records_nothing_is_measured(config):
+    network, mesh = assembly.build_network(config.to_dict(), "stage_2"), sharding.make_mesh()
+    batches, mixture = assembly.held_out_batches(config.to_dict(), "stage_2", network, mesh=mesh, host=(0, 1))
+    assert not batches
+    HeldOut(network, batches, mixture=mixture, mesh=mesh, log=None)(7, {})

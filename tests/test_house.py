@@ -14,7 +14,7 @@ FLOORS = [  # a file may import its own floor and those below it
     {"models", "optimizer"},
     {"cli", "processes", "train_step", "checkpoint", "metrics", "eval"},
     {"assembly", "states", "estimate", "scale", "caches", "doctor", "peer", "speed"},
-    {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},
+    {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark", "lmms_eval_adapter"},
 ]
 
 

@@ -29,8 +29,8 @@ HEAD = """# Every recipe on every pod
 
 makes this page and goes on where it stopped; the cells lie in `{cells}`, and a line that is deleted there is made anew.
 No accelerator was there: the train step of `janus_jax.train`, at the papers' global batch, was compiled by each device's
-own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing was run, so how fast it
-is was not measured: days are useful FLOPs at {mfu:.0%} of the peak.
+own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing was run, on a TPU or on a
+GPU, so how fast it is was not measured: days are useful FLOPs at {mfu:.0%} of the peak.
 
 *changed*: what differs from the config, where its own setting does not divide over the devices or does not fit. *GiB*:
 what a device needs, of what it has. *state*: parameters, moments and averages alone. *moved*: bytes a device gets from
@@ -80,7 +80,32 @@ def _write(path, cells, mfu):
         lines += [f"## configs/{name}.py", ""]
         lines += ["| stage | topology | mesh | changed | GiB | state | moved GiB | days | compiled in |", "|" + "---|" * 9]
         lines += [_line(cell) for cell in sorted(rows, key=lambda cell: cell["stage"])] + [""]
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines + _scaling(cells)))
+
+
+def _scaling(cells):
+    """How memory and traffic change from 64 chips to 256: lines of the page, none until their cells are there."""
+    arguments = lambda cell: cell["bytes_by_kind"]["arguments"] / 2**20
+    moved = lambda cell: sum(cell["collective_bytes"].values()) / GIB
+    key = lambda pod, batch: ("pro_7b", "stage_2", pod, batch)
+    pairs = (
+        ("arguments (state and batch), MiB, of the same batch", arguments, key("v5p:4x4x4", None), key("v5p:8x8x4", 512)),
+        ("bytes from others in a step, GiB, with the batch", moved, key("v5p:4x4x4", 128), key("v5p:8x8x4", 512)),
+        ("bytes from others in a step, GiB, with the batch", moved, key("v5e:8x8", 128), key("v5e:16x16", None)),
+    )
+    lines = []
+    for what, value, small, large in pairs:
+        if small in cells and large in cells:
+            few, many = value(cells[small]), value(cells[large])
+            lines.append(f"| {what} | {small[2]}: {few:.1f} | {large[2]}: {many:.1f} | {many / few:.3f} |")
+    head = [
+        "## From 64 chips to 256",
+        "",
+        "Stage 2 of configs/pro_7b.py: one batch on more chips, and as many rows on each.",
+        "",
+    ]
+    head += ["| of each chip | 64 | 256 | ratio |", "|---|---|---|---|"]
+    return [*head, *lines, ""] if lines else []
 
 
 def _line(cell):

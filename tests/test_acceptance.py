@@ -1,9 +1,11 @@
 """Slow proofs: whole runs as a user starts them. `make acceptance` runs them and writes docs/acceptance.md."""
 
 import functools
+import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import openmoji, pro_1b, tiny
 from janus_jax import assembly, sharding
@@ -139,6 +142,39 @@ def test_flow_reaches_its_bars(shapes_set, record_property):
     understanding, drawing, minutes, figures = train_and_evaluate("tiny_flow", "runs/flow")
     record_property("figures", figures)
     assert understanding >= 0.90 and drawing["overall"] >= 0.50 and minutes <= 25
+
+
+SETS = {"geneval": ("*/samples/*.png", 553 * 4), "dpg": ("*.png", 1065), "pope": (None, 9000)}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_whole_benchmark_runs_on_the_quickstart(name, tmp_path, record_property):
+    """Real prompts and questions on the model of the proof before; its pictures for POPE are plain, which costs the same."""
+    folder = {"geneval": "geneval", "dpg": "dpg_bench", "pope": "pope"}[name]
+    given = ROOT.parent / "shared/data" / folder
+    if not given.is_dir():
+        pytest.skip("the official prompts and questions are not here")
+    pattern, count = SETS[name]
+    data = given
+    if name == "pope":
+        data = tmp_path / "pope"
+        shutil.copytree(given, data)
+        plain = io.BytesIO()
+        Image.new("RGB", (64, 64), "gray").save(plain, "JPEG")
+        lines = [line for file in data.glob("coco_pope_*.json") for line in file.read_text().splitlines()]
+        for picture in {json.loads(line)["image"] for line in lines}:
+            (data / picture).write_bytes(plain.getvalue())
+    started, out = time.perf_counter(), tmp_path / "out"
+    run("janus_jax.evaluate", "--checkpoint=runs/quickstart", f"--benchmark={name}", f"--data={data}", f"--out={out}")
+    minutes = (time.perf_counter() - started) / 60
+    result = json.loads((out / "evaluation.json").read_text())
+    if name == "pope":
+        made = sum(len(file.read_text().splitlines()) for file in out.glob("coco_pope_*_answers.json"))
+        assert 0 <= result["scores"]["accuracy"] <= 100
+    else:
+        made = len(list((out / "pictures").glob(pattern)))
+    record_property("figures", f"{made} of {count} in {minutes:.1f} min")
+    assert made == count
 
 
 def test_a_kept_prompt_saves_time(record_property):

@@ -54,6 +54,7 @@ def get_config():
     c.save_every = 1_000
     c.keep_checkpoints = 2
     c.samples = dict(prompts=(), guidance=5.0)  # what is drawn into workdir/samples at every checkpoint
+    c.samples.shapes = ""  # a `shapes` folder whose first prompts are drawn and scored there, too
     c.held_out = dict(sources=ConfigDict(), batches=2)  # task -> {source: weight} whose losses are logged there, too
     c.ema = 0.0  # decay of the moving average of what trains; 0 keeps none
     c.max_skipped_steps = 10  # non-finite steps in a row before the run stops

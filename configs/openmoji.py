@@ -22,7 +22,7 @@ def get_config(stage="all"):
     c.save_every = 500
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
-    c.samples = dict(prompts=PROMPTS, guidance=1.0)  # guidance leads away from what is known by heart
+    c.samples.update(prompts=PROMPTS, guidance=1.0)  # guidance leads away from what is known by heart
     c.model = common.tiny_model(vocab_size=1024)
     c.data.tokenizer = "data/openmoji/tokenizer.json"
     emoji = lambda split, **fields: common.source("data/openmoji/openmoji/1.0.0", kind="tfds", split=split, fields=fields)

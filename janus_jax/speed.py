@@ -134,9 +134,7 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
 
 def _fresh_state(config, stage, network, tx, mesh):
     """A stage's first state, every parameter fresh."""
-    abstract = states.abstract_params(config, stage, network, mesh)
-    make = lambda key: {p: a.astype(abstract[p].dtype) for p, a in network.fresh(key).items()}
-    params = jax.jit(make, out_shardings={p: a.sharding for p, a in abstract.items()})(jax.random.key(0))
+    params = states.fresh_params(network, states.abstract_params(config, stage, network, mesh), jax.random.key(0))
     return states.first_state(config, stage, params, tx, mesh)
 
 
@@ -237,8 +235,8 @@ def _frozen(config, stage):
     network = assembly.build_network(config, stage)
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     dtypes = assembly.held_dtypes(network, config, frozen=network.abstract)
-    make = lambda key: {p: a.astype(dtypes[p]) for p, a in network.fresh(key).items()}
-    return network, jax.jit(make, out_shardings=places)(jax.random.key(0)), mesh
+    wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}
+    return network, states.fresh_params(network, wanted, jax.random.key(0)), mesh
 
 
 def _prompts(config, length, batch):

@@ -16,6 +16,22 @@ def abstract_params(config, stage, network, mesh):
     return {path: struct(path, a) for path, a in network.abstract.items()}
 
 
+def fresh_params(network, wanted, key):
+    """Freshly initialised parameters.
+
+    Args:
+      network: Network.
+      wanted: {path: ShapeDtypeStruct with its sharding}, any of the network's.
+      key: decides them all.
+
+    Returns:
+      {path: array}.
+    """
+    make = lambda key: {p: a.astype(wanted[p].dtype) for p, a in network.fresh(key).items() if p in wanted}
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}  # it runs once
+    return jax.jit(make, out_shardings={p: a.sharding for p, a in wanted.items()}, compiler_options=quick)(key)
+
+
 def optimizer_shardings(tx, trainable, mesh):
     """Moments lie where their parameters lie, counters everywhere."""
 

@@ -14,7 +14,7 @@ A stage starts from the first of these that exists:
 
 The workdir holds checkpoints/, metrics.jsonl (one JSON object a step), TensorBoard events, config.json, and samples/,
 contact sheets of config.samples.prompts as the model draws them at every checkpoint; then the losses on
-config.held_out.sources are logged, too.
+config.held_out.sources and the scores on config.samples.shapes are logged, too.
 """
 
 import glob
@@ -224,6 +224,7 @@ def _loop(
                 if not stopped:
                     held_out(saved_at, state.trainable | state.frozen)
                     sampler(saved_at, state.trainable | state.frozen | state.ema, batch)
+                    sampler.score(saved_at, state.trainable | state.frozen | state.ema)
                 before = time.perf_counter()
         return stopped
     finally:
@@ -250,10 +251,7 @@ def _begin(saved, config, stage, network, tx, mesh):
         _check_missing(missing, origins, config, stage)
     fresh = {}
     if missing:
-        make = lambda key: {p: a.astype(abstract[p].dtype) for p, a in network.fresh(key).items() if p in missing}
-        places = {p: abstract[p].sharding for p in missing}
-        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}  # it runs once
-        fresh = jax.jit(make, out_shardings=places, compiler_options=quick)(jax.random.key(config["seed"]))
+        fresh = states.fresh_params(network, {p: abstract[p] for p in missing}, jax.random.key(config["seed"]))
     params = loaded | fresh
     if stage != stages.TOKENIZER:
         params = _start_from_tokenizer(params, missing, config)

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from janus_jax import assembly, sharding
+from janus_jax.data import tokenizer
 from janus_jax.errors import UserError
-from janus_jax.eval import runs
+from janus_jax.eval import runs, shapes_score
 from janus_jax.eval.held_out import HeldOut
 from janus_jax.eval.picture_sets import PICTURE_SETS
+from janus_jax.eval.samples import Sampler
 from janus_jax.eval.understanding import BENCHMARKS
 from tests import test_picture_sets, test_understanding
 from tests.conftest import CACHE
@@ -201,3 +203,19 @@ def test_without_held_out_records_nothing_is_measured(config):
     batches, mixture = assembly.held_out_batches(config.to_dict(), "stage_2", network, mesh=mesh, host=(0, 1))
     assert not batches
     HeldOut(network, batches, mixture=mixture, mesh=mesh, log=None)(7, {})
+
+
+def test_shapes_are_scored_while_a_run_trains(config, data, monkeypatch):
+    config.samples.shapes = str(data)
+    found, network = [], assembly.build_network(config.to_dict(), "stage_3")
+    log = types.SimpleNamespace(write=lambda step, values: found.append((step, values)))
+    sampler = Sampler(network, tokenizer.load(data / "tokenizer.json"), config.to_dict(), "stage_3", folder=None, log=log)
+
+    def draw_all(artist, prompts, *, seeds, guidance):
+        assert guidance.scale == config.samples.guidance and seeds == 1
+        rng = np.random.default_rng(0)
+        return {c: np.stack([[shapes_score._real_picture(rng, c, p)] for p in ps]) for c, ps in prompts.items()}
+
+    monkeypatch.setattr(shapes_score, "draw_all", draw_all)
+    sampler.score(7, network.fresh(jax.random.key(0)))
+    assert found == [(7, {f"shapes/{c}": 1.0 for c in (*shapes_score.load_prompts(data), "overall")})]

@@ -3,11 +3,13 @@
 import numpy as np
 
 from janus_jax import processes, sharding, stages
+from janus_jax.eval import shapes_score
 from janus_jax.eval.sheet import contact_sheet
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
 
 SHOWN = 16  # pictures on a sheet of the tokenizer
+SCORED = 8  # prompts of a category of shapes
 
 
 class Sampler:
@@ -28,13 +30,27 @@ class Sampler:
             sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
             self._log.picture(step, "samples", np.asarray(sheet))
 
+    def score(self, step, params):
+        """Logs what share of `config.samples.shapes`, the first prompts of every category, is drawn right."""
+        folder = self._config["samples"]["shapes"]
+        if not folder or self._stage == stages.TOKENIZER:
+            return
+        artist, guidance = self._artist(params)
+        prompts = {name: found[:SCORED] for name, found in shapes_score.load_prompts(folder).items()}
+        shares, _ = shapes_score.score(shapes_score.draw_all(artist, prompts, seeds=1, guidance=guidance), prompts)
+        self._log.write(step, {f"shapes/{name}": share for name, share in shares.items()})
+
     def _drawings(self, params):
         """Every prompt once."""
-        prompts, guidance = self._config["samples"]["prompts"], self._config["samples"]["guidance"]
+        prompts, (artist, guidance) = self._config["samples"]["prompts"], self._artist(params)
+        drawings = artist.draw(prompts, seeds=range(len(prompts)), guidance=guidance)
+        return contact_sheet(drawings, prompts)
+
+    def _artist(self, params):
+        """The stage's model as it is now, and how it draws."""
         template = self._config["stages"][self._stage]["template"]
         artist = Artist(self._network, params, self._tokenizer, self._config, template=template)
-        drawings = artist.draw(prompts, seeds=range(len(prompts)), guidance=artist.guidance(scale=guidance))
-        return contact_sheet(drawings, prompts)
+        return artist, artist.guidance(scale=self._config["samples"]["guidance"])
 
     def _pairs(self, params, batch):
         """Pictures, each beside what the tokenizer makes of it."""

@@ -27,7 +27,7 @@ def text_cross_entropy(hidden, *, head, targets, weights, chunk=512):
     chunk = min(chunk, p)
     order = jnp.argsort(-weights, stable=True)
     chunks = jnp.pad(order, (0, -p % chunk), constant_values=p).reshape(-1, chunk)
-    take = lambda x, where: x.at[where].get(mode="fill", fill_value=0)
+    take = lambda x, where: jnp.take(x, where, axis=0, mode="fill", fill_value=0)
 
     def score(hidden, targets, weights):
         logits = head(hidden).astype(jnp.float32)

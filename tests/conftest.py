@@ -141,3 +141,14 @@ def folder(torch, data, tmp_path_factory):
         return model, path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """A workdir with one checkpoint of stage 1, whose sampling nobody has trained."""
+    from tests.test_train import CONFIG, finish, start  # here: it takes the cache's folder from this file
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "test_recipe.py").write_text(CONFIG.format(data=str(data)))
+    assert finish(start(f"{folder}/test_recipe.py:1", folder / "run", "--config.stages.stage_1.steps=1"))[0] == 0
+    return folder / "run"

@@ -24,7 +24,7 @@ from janus_jax.eval.samples import Sampler
 from janus_jax.eval.understanding import BENCHMARKS
 from tests import test_picture_sets, test_understanding
 from tests.conftest import CACHE
-from tests.test_train import ROOT, finish, run, trained  # noqa: F401  (a fixture)
+from tests.test_train import ROOT, finish, run
 
 DRIVER = """
 import json, sys
@@ -103,7 +103,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
 
 
-def test_every_benchmark_runs_on_a_model(trained, tmp_path):  # noqa: F811
+def test_every_benchmark_runs_on_a_model(trained, tmp_path):
     jobs = []
     (tmp_path / "data").mkdir()
     for name in (*PICTURE_SETS, *BENCHMARKS):
@@ -139,7 +139,7 @@ def test_every_benchmark_runs_on_a_model(trained, tmp_path):  # noqa: F811
             assert mine.exists() and (file.suffix == ".xlsx" or mine.read_bytes() == file.read_bytes())
 
 
-def test_a_killed_run_goes_on_and_other_settings_are_refused(trained, tmp_path):  # noqa: F811
+def test_a_killed_run_goes_on_and_other_settings_are_refused(trained, tmp_path):
     test_picture_sets.made("geneval", tmp_path / "data")
     lines = [json.dumps({"tag": "colors", "include": [], "prompt": f"a photo of cat {i}"}) for i in range(12)]
     (tmp_path / "data/evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_and_other_settings_are_refused(trained, tmp_path):
         (["--benchmark=fid", "--data={data}", "--out={out}"], "known: .*'shapes', 'geneval'"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(trained, tmp_path, flags, said):  # noqa: F811
+def test_mistakes_are_told_in_a_sentence(trained, tmp_path, flags, said):
     (tmp_path / "data").mkdir()
     flags = [flag.format(data=tmp_path / "data", out=tmp_path / "out") for flag in flags]
     code, err = finish(run("evaluate", f"--checkpoint={trained}", *flags))

@@ -17,6 +17,7 @@ from janus_jax import assembly, checkpoint, stages, train_step
 from janus_jax.data import tokenizer
 from janus_jax.generation import PATHS
 from janus_jax.layers import packed
+from janus_jax.layers.blockwise import blockwise
 from janus_jax.models.artist import Artist
 from janus_jax.models.janus import count_targets
 from tests import paths
@@ -133,8 +134,8 @@ def test_no_gradient_between_packed_examples(leak_case):
 
 
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
-    causal = lambda queries, keys: jnp.tril(jnp.ones((keys.shape[-1],) * 2, bool))[None, None]
-    monkeypatch.setattr(packed, "segment_mask", causal)
+    causal = lambda q, k, v, segment_ids: blockwise(q, k, v, jnp.ones_like(segment_ids))
+    monkeypatch.setattr(packed, "blockwise", causal)
     assert max(other for other, _ in embedding_leaks(*leak_case)) > 0
 
 

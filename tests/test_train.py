@@ -42,15 +42,6 @@ def config_file(tmp_path, data):
     return path
 
 
-@pytest.fixture(scope="session")
-def trained(data, tmp_path_factory):
-    """A workdir with one checkpoint of stage 1, whose sampling nobody has trained."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "test_recipe.py").write_text(CONFIG.format(data=str(data)))
-    assert finish(start(f"{folder}/test_recipe.py:1", folder / "run", "--config.stages.stage_1.steps=1"))[0] == 0
-    return folder / "run"
-
-
 def start(config_file, workdir, *flags, devices=8):
     env = os.environ | {
         "PYTHONPATH": str(ROOT),

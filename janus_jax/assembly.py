@@ -6,7 +6,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from janus_jax import checkpoint, cli, flops, optimizer, sharding, stages
+from janus_jax import checkpoint, chips, cli, flops, optimizer, sharding, stages
 from janus_jax.batch import TASKS
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.mixture import Phase
@@ -51,12 +51,12 @@ def build_tower(layout, model):
     return put(network.abstract), put(network.axes)
 
 
-def load_artist(path, *, mesh, weights="ema"):
+def load_artist(path, *, mesh=None, weights="ema"):
     """A trained model from a checkpoint, ready to draw and answer.
 
     Args:
       path: a workdir (its newest complete step) or one checkpoint.
-      mesh: where the parameters go, in the compute dtype, the tokenizer in fp32.
+      mesh: where the parameters go, in the compute dtype, the tokenizer in fp32; `inference_mesh` without one.
       weights: 'ema', the moving average where the run kept one, or 'raw'.
     """
     saved = checkpoint.open_saved(path)
@@ -68,7 +68,7 @@ def load_artist(path, *, mesh, weights="ema"):
     if config is None:
         raise UserError(f"{str(path)!r} holds a tower alone; train a model from it with --config.init_from.")
     network = build_network(config, stage)
-    places = sharding.param_shardings(mesh, network.abstract, network.axes)
+    places = sharding.param_shardings(mesh or inference_mesh(network, config), network.abstract, network.axes)
     dtypes = held_dtypes(network, config, frozen=network.abstract)
     held = checkpoint.param_structs(saved)
     wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}
@@ -79,6 +79,20 @@ def load_artist(path, *, mesh, weights="ema"):
     template = "chat" if stage == stages.IMPORTED else config["stages"][stage]["template"]
     params = checkpoint.load_params(saved, wanted, weights=weights)
     return Artist(network, params, tokenizer, config, template=template)
+
+
+def inference_mesh(network, config):
+    """The mesh of all devices on which to draw and answer: no weight travels between two tokens.
+
+    Each device holds all weights, or, where they would fill more than half of it, its share of every head and layer.
+    """
+    dtypes = held_dtypes(network, config, frozen=network.abstract)
+    needed = sum(a.size * dtypes[p].itemsize for p, a in network.abstract.items())
+    room = chips.of(jax.devices()[0].device_kind).memory / 2 or needed
+    tensor = 1
+    while needed > room * tensor and tensor < jax.device_count():
+        tensor *= 2
+    return sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
 
 
 def held_dtypes(network, config, *, frozen):

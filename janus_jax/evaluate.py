@@ -24,7 +24,7 @@ import rich.table
 from absl import logging
 from PIL import Image
 
-from janus_jax import assembly, checkpoint, cli, processes, sharding
+from janus_jax import assembly, checkpoint, cli, processes
 from janus_jax.data.files import write_json
 from janus_jax.errors import UserError
 from janus_jax.eval import feature_distance, papers, runs, shapes_run, shapes_score
@@ -66,9 +66,8 @@ def main():
         tasks = benchmark.read(data) if benchmark else shapes_score.load_prompts(data)
         out.mkdir(parents=True, exist_ok=True)
         cli.enable_compile_cache(out / ".jax_cache")
-        mesh = sharding.make_mesh()
-        with jax.set_mesh(mesh):
-            artist = assembly.load_artist(CHECKPOINT.value, mesh=mesh, weights=WEIGHTS.value)
+        artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value)
+        with jax.set_mesh(artist.mesh):
             guidance = None if name in BENCHMARKS else _guidance(artist, saved)
             settings = _settings(saved, artist, benchmark, guidance)
             if benchmark:

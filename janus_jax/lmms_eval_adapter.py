@@ -17,7 +17,7 @@ import rich.progress
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from janus_jax import assembly, sharding
+from janus_jax import assembly
 from janus_jax.data import chat, image_ops
 from janus_jax.data.files import PICTURES
 from janus_jax.errors import UserError
@@ -68,9 +68,7 @@ class JanusJax(lmms):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("One process drives all devices; start lmms-eval without accelerate or torchrun.")
         self.batch_size = int(batch_size)
-        self._mesh = sharding.make_mesh()
-        with jax.set_mesh(self._mesh):
-            self._artist = assembly.load_artist(checkpoint, mesh=self._mesh, weights=weights)
+        self._artist = assembly.load_artist(checkpoint, weights=weights)
 
     def generate_until(self, requests):
         """Answers of the tasks' questions.
@@ -90,7 +88,7 @@ class JanusJax(lmms):
             seeds.append(runs.seed_of("lmms-eval", *name, seen[name]))
             seen[name] += 1
         size = lambda i: (requests[i].args[4], len(requests[i].args[0]))  # few shapes are compiled so
-        with jax.set_mesh(self._mesh), rich.progress.Progress(console=rich.console.Console(stderr=True)) as progress:
+        with jax.set_mesh(self._artist.mesh), rich.progress.Progress(console=rich.console.Console(stderr=True)) as progress:
             task = progress.add_task("requests", total=len(requests))
             for how, members in groups.items():
                 members, count = sorted(members, key=size), min(self.batch_size, len(members))

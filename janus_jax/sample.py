@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from janus_jax import assembly, cli, sharding
+from janus_jax import assembly, cli
 from janus_jax.data import chat, image_ops
 from janus_jax.errors import UserError
 from janus_jax.eval.sheet import contact_sheet
@@ -46,9 +46,9 @@ def main(command):
         raise UserError("--top_k and --max_tokens are at least 1, --top_p is above 0 and at most 1.")
     if (STEPS.value or 1) < 1:
         raise UserError("--steps is at least 1.")
-    mesh = sharding.make_mesh()
-    with jax.set_mesh(mesh):
-        {"draw": draw, "ask": ask}[command](assembly.load_artist(CHECKPOINT.value, mesh=mesh, weights=WEIGHTS.value))
+    artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value)
+    with jax.set_mesh(artist.mesh):
+        {"draw": draw, "ask": ask}[command](artist)
 
 
 def draw(artist):

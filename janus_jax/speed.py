@@ -231,8 +231,8 @@ def ask(config, stage, *, question, answer, batch, repeats, against):
 
 def _frozen(config, stage):
     """A network, fresh parameters as they are held for drawing, and the mesh of all devices."""
-    mesh = sharding.make_mesh(**config["mesh"])
     network = assembly.build_network(config, stage)
+    mesh = assembly.inference_mesh(network, config)
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     dtypes = assembly.held_dtypes(network, config, frozen=network.abstract)
     wanted = {p: jax.ShapeDtypeStruct(a.shape, dtypes[p], sharding=places[p]) for p, a in network.abstract.items()}

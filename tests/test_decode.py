@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly, estimate, sharding
+from janus_jax import assembly, chips, estimate, sharding
 from janus_jax.data import chat, image_ops, shapes, tokenizer
 from janus_jax.errors import UserError
 from janus_jax.generation.vq_path import VQGuidance
@@ -31,7 +31,7 @@ def test_cached_steps_equal_the_whole_sequence(artist):
     hidden, cache = decode.prefill(model, x[:, :8], real=real[:, :8], room=4)
     stepwise = [hidden]
     for i in range(8, 12):
-        hidden, cache = decode.step(model, x[:, i : i + 1], cache)
+        hidden, cache = decode.stepper(model)(x[:, i : i + 1], cache)
         stepwise.append(hidden[:, 0])
     for b, first in ((0, 0), (1, 3)):
         n = 12 - first
@@ -93,9 +93,9 @@ def test_pictures_that_share_a_cache_have_the_states_of_those_that_do_not(artist
     hidden, cache = decode.prefill(model, model.embed_text(tokens), real=real, room=5, copies=3, ways=2)
     alone = [decode.prefill(model, model.embed_text(tokens), real=real, room=5) for _ in range(3)]
     for i in range(5):
-        hidden, cache = decode.step(model, new[:, :, :, i].reshape(12, 1, -1), cache)
+        hidden, cache = decode.stepper(model)(new[:, :, :, i].reshape(12, 1, -1), cache)
         for copy in range(3):
-            apart, held = decode.step(model, new[:, copy, :, i].reshape(4, 1, -1), alone[copy][1])
+            apart, held = decode.stepper(model)(new[:, copy, :, i].reshape(4, 1, -1), alone[copy][1])
             alone[copy] = apart, held
             together = hidden.reshape(2, 3, 2, -1)[:, copy].reshape(4, -1)
             np.testing.assert_allclose(together, apart[:, 0], atol=2e-5)
@@ -108,12 +108,21 @@ def test_every_position_costs_the_same_and_the_cache_is_what_plan_says(artist, c
     _, cache = decode.prefill(model, x, real=jnp.ones((2, 8), bool), room=tokens, ways=2)
     held = sum(a.nbytes for a in jax.tree.leaves(cache.own))
     assert held == estimate.picture_cache(config.to_dict(), gen_tokens=tokens)
-    step = jax.jit(lambda x, cache: decode.step(model, x, cache))
+    step = jax.jit(decode.stepper(model))
     first, last = cache, cache.replace(length=jnp.int32(tokens - 1), position=cache.position + tokens - 1)
     for held in (first, last):
         _, after = step(x[:, :1], held)
         assert jax.tree.map(jnp.shape, after.own) == jax.tree.map(jnp.shape, cache.own)
     assert step._cache_size() == 1  # one program for all positions
+
+
+@pytest.mark.parametrize(("devices_that_hold_it", "tensor"), [(2.0, 1), (0.9, 2), (0.3, 4), (None, 1)])
+def test_weights_are_cut_only_where_they_would_fill_a_device(artist, monkeypatch, devices_that_hold_it, tensor):
+    size = sum(a.nbytes for a in artist.params.values())
+    chip = chips.UNKNOWN._replace(memory=2 * size * (devices_that_hold_it or 0))
+    monkeypatch.setattr(chips, "of", lambda kind: chip)
+    mesh = assembly.inference_mesh(artist.network, artist.config)
+    assert dict(mesh.shape) == dict(data=8 // tensor, fsdp=1, tensor=tensor)
 
 
 def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(artist):

@@ -3,8 +3,6 @@
 The fixtures' folder is JANUS_GOLDEN, tests/golden without it; every size comes from its dims.json.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +88,7 @@ def integrate(model, io, *, step=None):
     x, attended = model.embed_text(pair(prompts, without)), pair(real, seen)
     _, cache = decode.prefill(model, x, real=pair(real, real), seen=attended, room=path.num_tokens)
     guidance = FlowGuidance(scale=float(io["sample/guidance"]), steps=int(io["sample/steps"]))
-    step = step(x, attended) if step else functools.partial(decode.step, model)
+    step = step(x, attended) if step else decode.stepper(model)
     return path.integrate(step, cache, nhwc(io["sample/z0"]), rows=2, guidance=guidance)
 
 

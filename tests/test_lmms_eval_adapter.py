@@ -12,6 +12,7 @@ import jax
 import pytest
 from PIL import Image
 
+from janus_jax import sharding
 from janus_jax.data.chat import IMAGE
 from janus_jax.errors import UserError
 
@@ -27,7 +28,7 @@ class FakeArtist:
     """Answers with what it was asked."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.mesh = [], sharding.make_mesh()
 
     def answer(self, conversations, *, max_tokens, temperature, seeds, system):
         assert not jax.sharding.get_mesh().empty and len(seeds) == len(conversations)
@@ -75,7 +76,7 @@ def artist(monkeypatch):
     """What load_artist gives, and what it was asked for."""
     fake = FakeArtist()
 
-    def load(path, *, mesh, weights):
+    def load(path, *, weights):
         fake.loaded = (path, weights)
         return fake
 

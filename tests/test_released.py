@@ -260,4 +260,4 @@ def get_config(stage="all"):
     )
     assert code == 2 and "has no ['generation/tokenizer']" in err
     with pytest.raises(UserError, match="holds a tower alone"):
-        assembly.load_artist(tmp_path / "llm", mesh=None)
+        assembly.load_artist(tmp_path / "llm")

@@ -40,8 +40,8 @@ def cached_attention(q, prompt, own, *, seen, before, ways=1):
 
     Args:
       q: float[B, L, N, H] queries of rows that stand prompt by prompt, picture by picture, way by way.
-      prompt: keys and values float[M, P, K, H]; B is a multiple of M, and N of K.
-      own: keys and values float[B, T, K, H].
+      prompt: keys and values float[M, K, P, H]; B is a multiple of M, and N of K.
+      own: keys and values float[B, K, T, H].
       seen: bool[M, P], which keys of the prompts may be looked at.
       before: bool[L, T], which of its own keys a query may look at.
       ways: rows of a picture.
@@ -49,16 +49,16 @@ def cached_attention(q, prompt, own, *, seen, before, ways=1):
     Returns:
       float[B, L, N, H].
     """
-    copies, kv_heads = len(q) // len(seen), own[0].shape[2]
+    copies, kv_heads = len(q) // len(seen), own[0].shape[1]
     to_prompts = functools.partial(rearrange, pattern="(m n c) k g l x -> (m c) k g (n l) x", n=copies, c=ways)
     to_rows = functools.partial(rearrange, pattern="(m c) k g (n l) x -> (m n c) k g l x", n=copies, c=ways)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     q = rearrange(q, "b l (k g) h -> b k g l h", k=kv_heads) * q.shape[-1] ** -0.5
-    far = to_rows(jnp.where(seen[:, None, None, None], product("bkglh,bpkh->bkglp", to_prompts(q), prompt[0]), NEVER))
-    near = jnp.where(before[None, None, None], product("bkglh,bpkh->bkglp", q, own[0]), NEVER)
+    far = to_rows(jnp.where(seen[:, None, None, None], product("bkglh,bkph->bkglp", to_prompts(q), prompt[0]), NEVER))
+    near = jnp.where(before[None, None, None], product("bkglh,bkph->bkglp", q, own[0]), NEVER)
     weights = jax.nn.softmax(jnp.concatenate([far, near], axis=-1), axis=-1).astype(q.dtype)
     far, near = jnp.split(weights, [far.shape[-1]], axis=-1)
-    out = to_rows(product("bkglp,bpkh->bkglh", to_prompts(far), prompt[1])) + product("bkglp,bpkh->bkglh", near, own[1])
+    out = to_rows(product("bkglp,bkph->bkglh", to_prompts(far), prompt[1])) + product("bkglp,bkph->bkglh", near, own[1])
     return rearrange(out.astype(q.dtype), "b k g l h -> b l (k g) h")
 
 
@@ -82,16 +82,16 @@ def rotate(x, positions, *, theta):
 
 
 class Projection(nnx.Module):
-    """A linear map to or from heads. Fresh kernels are LeCun normal in their fan-in, biases zero."""
+    """A linear map of the last `fan_in` axes, to or from heads. Fresh kernels are LeCun normal in them, biases zero."""
 
     def __init__(self, rngs, shape, *, axes, fan_in, bias):
-        fan_out = tuple(range(fan_in, 3))
+        self.fan_in, fan_out = fan_in, tuple(range(fan_in, 3))
         init = lecun_normal(in_axis=tuple(range(fan_in)), out_axis=fan_out)
         self.kernel = param(rngs, shape, axes, init)
         self.bias = param(rngs, shape[fan_in:], axes[fan_in:], zeros) if bias else None
 
-    def __call__(self, x, equation):
-        y = jnp.einsum(equation, x, self.kernel.astype(x.dtype))
+    def __call__(self, x):
+        y = jnp.tensordot(x, self.kernel.astype(x.dtype), self.fan_in)  # einsum would sort the axes, and copy the kernel
         return y if self.bias is None else y + trailing(self.bias, y)
 
 
@@ -108,8 +108,8 @@ class Attention(nnx.Module):
 
     def qkv(self, x):
         """float[B, L, D] -> queries float[B, L, N, H], keys and values float[B, L, K, H]."""
-        return tuple(p(x, "bld,dnh->blnh") for p in (self.query, self.key, self.value))
+        return tuple(p(x) for p in (self.query, self.key, self.value))
 
     def merge(self, heads):
         """float[B, L, N, H] -> float[B, L, D]."""
-        return self.out(heads, "blnh,nhd->bld")
+        return self.out(heads)

@@ -25,6 +25,11 @@ class Artist:
             template == "chat",
         )
 
+    @property
+    def mesh(self):
+        """The mesh that the parameters lie on; `jax.set_mesh` before drawing."""
+        return next(iter(self.params.values())).sharding.mesh
+
     def guidance(self, **settings):
         """How to draw: the path's defaults, but for these settings; None leaves a default.
 

@@ -2,8 +2,8 @@
 
 Prompts of different lengths stand right-aligned, padded on the left; the padding is never attended. A cache has two
 parts: what the prompts hold, which the several pictures of a prompt share, and what each row adds to it, room that is
-there from the start and written in place. Both are lists with one entry a layer: a scan over layers would copy them at
-every step.
+there from the start and written in place. Both are lists with one entry a layer, and so are the weights of a step: a
+scan over layers would copy both at every step.
 """
 
 import functools
@@ -17,7 +17,7 @@ from einops import repeat
 from janus_jax import sharding
 from janus_jax.layers.attention import attention, cached_attention
 
-ROWS = ("batch", "length", "kv_heads", "head_dim")  # of a part of a cache
+ROWS = ("batch", "kv_heads", "length", "head_dim")  # of a part of a cache: what a head looks at lies together
 
 
 @flax.struct.dataclass
@@ -27,9 +27,9 @@ class Cache:
     Rows stand prompt by prompt, in each picture by picture, in each the `ways` that guidance compares.
 
     Attributes:
-      prompt: [(keys, values)] of the prompts, each float[M, P, K, H].
+      prompt: [(keys, values)] of the prompts, each float[M, K, P, H].
       seen: bool[M, P], which of them may be attended.
-      own: [(keys, values)] of what each row adds, each float[B, T, K, H]; B is a multiple of M.
+      own: [(keys, values)] of what each row adds, each float[B, K, T, H]; B is a multiple of M.
       length: int32 scalar, positions of T filled.
       position: int32[B] of what comes next.
       ways: rows of a picture.
@@ -67,37 +67,45 @@ def prefill(model, x, *, real, room, seen=None, copies=1, ways=1):
         kept = []
 
         def attend(q, k, v):
-            kept.extend((k, v))
+            kept.extend((k.swapaxes(1, 2), v.swapaxes(1, 2)))
             return attention(q, k, v, mask=mask)
 
         return layer(x, positions=positions, attend=attend), tuple(kept)
 
     x, (keys, values) = jax.lax.scan(body, x, model.llm.layers)
     rows = lambda x: repeat(x, "(m c) ... -> (m n c) ...", n=copies, c=ways)
-    blank = sharding.place(jnp.zeros((len(x) * copies, room, *keys.shape[3:]), keys.dtype), *ROWS)
+    kv_heads, head_dim = keys.shape[2], keys.shape[4]
+    blank = sharding.place(jnp.zeros((len(x) * copies, kv_heads, room, head_dim), keys.dtype), *ROWS)
     prompt = [(sharding.place(k, *ROWS), sharding.place(v, *ROWS)) for k, v in zip(keys, values, strict=True)]
     cache = Cache(prompt, seen, [(blank, blank)] * len(prompt), jnp.int32(0), rows(real.sum(axis=1)), ways)
     return rows(model.llm.norm(x[:, -1])), cache
 
 
-def step(model, x, cache):
-    """Some positions on: float[B, k, D] -> hidden float[B, k, D], Cache."""
-    k = x.shape[1]
-    x = sharding.place(x, "batch", "length", "act_embed")
-    positions = cache.position[:, None] + jnp.arange(k)[None]
-    place = jnp.arange(cache.own[0][0].shape[1])
-    before = place[None] <= cache.length + jnp.arange(k)[:, None]
-    own = list(cache.own)
-    for i in range(model.llm.num_layers):
-        layer = jax.tree.map(lambda a, i=i: a[i], model.llm.layers)
+def stepper(model):
+    """What takes rows some positions on: (float[B, k, D], Cache) -> hidden float[B, k, D], Cache.
 
-        def attend(q, k, v, i=i):
-            write = lambda held, new: jax.lax.dynamic_update_slice_in_dim(held, new, cache.length, axis=1)
-            own[i] = write(own[i][0], k), write(own[i][1], v)
-            return cached_attention(q, cache.prompt[i], own[i], seen=cache.seen, before=before, ways=cache.ways)
+    Made once, outside the loop that calls it: a layer's weights that are a slice of a stack are copied at every step.
+    """
+    layers = [jax.tree.map(lambda a, i=i: a[i], model.llm.layers) for i in range(model.llm.num_layers)]
 
-        x = layer(x, positions=positions, attend=attend)
-    return model.llm.norm(x), cache.replace(own=own, length=cache.length + k, position=cache.position + k)
+    def step(x, cache):
+        k = x.shape[1]
+        x = sharding.place(x, "batch", "length", "act_embed")
+        positions = cache.position[:, None] + jnp.arange(k)[None]
+        place = jnp.arange(cache.own[0][0].shape[2])
+        before = place[None] <= cache.length + jnp.arange(k)[:, None]
+        own = []
+        for layer, prompt, held in zip(layers, cache.prompt, cache.own, strict=True):
+
+            def attend(q, k, v, prompt=prompt, held=held):
+                add = lambda held, new: jax.lax.dynamic_update_slice_in_dim(held, new.swapaxes(1, 2), cache.length, axis=2)
+                own.append((add(held[0], k), add(held[1], v)))
+                return cached_attention(q, prompt, own[-1], seen=cache.seen, before=before, ways=cache.ways)
+
+            x = layer(x, positions=positions, attend=attend)
+        return model.llm.norm(x), cache.replace(own=own, length=cache.length + k, position=cache.position + k)
+
+    return step
 
 
 @functools.partial(jax.jit, static_argnames=("network", "guidance"))
@@ -124,8 +132,7 @@ def draw_batch(params, prompts, real, keys, *, network, pad_id, guidance):
         prompts, real, seen = pair(prompts, without), pair(real, real), pair(real, seen_without)
     x = model.embed_text(prompts)
     hidden, cache = prefill(model, x, real=real, seen=seen, room=path.num_tokens, copies=keys.shape[1], ways=ways)
-    step_on = functools.partial(step, model)
-    pictures, targets = path.sample(step_on, hidden, cache, keys=keys.reshape(-1), guidance=guidance)
+    pictures, targets = path.sample(stepper(model), hidden, cache, keys=keys.reshape(-1), guidance=guidance)
     return to_uint8(pictures), targets
 
 
@@ -202,6 +209,7 @@ def continue_answers(params, answers, keys, *, network, eos_id, temperature, unt
       Answers.
     """
     model = network.merge(params)
+    step = stepper(model)
 
     def pick(hidden, place):
         logits = model.llm.head(hidden).astype(jnp.float32)
@@ -212,7 +220,7 @@ def continue_answers(params, answers, keys, *, network, eos_id, temperature, unt
 
     def body(a):
         ids = jnp.where(a.ended, eos_id, pick(a.hidden, a.place))
-        hidden, cache = step(model, model.embed_text(ids)[:, None], a.cache)
+        hidden, cache = step(model.embed_text(ids)[:, None], a.cache)
         return Answers(a.place + 1, hidden[:, 0], cache, a.ended | (ids == eos_id), a.ids.at[:, a.place].set(ids))
 
     return jax.lax.while_loop(lambda a: (a.place < until) & ~a.ended.all(), body, answers)

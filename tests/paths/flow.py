@@ -1,7 +1,5 @@
 """Rectified flow, aligned with the understanding encoder."""
 
-import functools
-
 import jax.numpy as jnp
 
 from configs import tiny_flow
@@ -34,5 +32,5 @@ def draw_after(network, params, *, ids, noise, guidance, reuse):
         places = jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape[:2])
         return model.llm(rows, positions=places, segment_ids=jnp.ones_like(places))[0][:, prompt:], cache
 
-    step = functools.partial(decode.step, model) if reuse else recompute
+    step = decode.stepper(model) if reuse else recompute
     return model.path.integrate(step, cache, noise, rows=ids.shape[0] // noise.shape[0], guidance=guidance)[0]

@@ -3,12 +3,12 @@
     python -m janus_jax.benchmark data                                             # 384 px JPEGs, rows of 4096
     python -m janus_jax.benchmark data --codes                                     # pictures to draw come as cached codes
     python -m janus_jax.benchmark data --config=configs/mine.py:2 --json           # a stage's own data
-    python -m janus_jax.benchmark data --dims=small.json --mixture=2:3:5 --rows=8  # the lengths of a shape file
+    python -m janus_jax.benchmark data --dims=docs/small.json --rows=8          # the lengths of a shape file
     python -m janus_jax.benchmark fill                                             # every ratio of the papers, R = 8 to 1
     python -m janus_jax.benchmark train --config=configs/pro_1b.py:2 --config.stages.stage_2.batch=16     # on a GPU, say
-    python -m janus_jax.benchmark train --dims=small.json --peer=transformers      # beside PyTorch, by turns
-    python -m janus_jax.benchmark draw --dims=small.json --batch=16
-    python -m janus_jax.benchmark ask --dims=small.json
+    python -m janus_jax.benchmark train --dims=docs/small.json --peer=transformers # beside PyTorch, by turns
+    python -m janus_jax.benchmark draw --dims=docs/small.json --batch=16
+    python -m janus_jax.benchmark ask --dims=docs/small.json
 
 train      the train step on packed rows: a stage of --config (its batch, rows and mesh), or the model of --dims
 draw       drawing --batch pictures at once, from prompt to pixels

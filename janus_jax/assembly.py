@@ -84,13 +84,14 @@ def load_artist(path, *, mesh=None, weights="ema"):
 def inference_mesh(network, config):
     """The mesh of all devices on which to draw and answer: no weight travels between two tokens.
 
-    Each device holds all weights, or, where they would fill more than half of it, its share of every head and layer.
+    Each device holds all weights, or its share of heads, MLP and vocabulary where they would fill more than a third of it:
+    the loop keeps the LLM's layers once more (`decode.stepper`), and the caches want room.
     """
     dtypes = held_dtypes(network, config, frozen=network.abstract)
     needed = sum(a.size * dtypes[p].itemsize for p, a in network.abstract.items())
-    room = chips.of(jax.devices()[0].device_kind).memory / 2 or needed
+    room = chips.of(jax.devices()[0].device_kind).memory / 3 or needed
     tensor = 1
-    while needed > room * tensor and tensor < jax.device_count():
+    while needed > room * tensor and jax.device_count() % (2 * tensor) == 0:
         tensor *= 2
     return sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
 

@@ -321,7 +321,7 @@ def test_the_examples_of_the_guide_are_configs(data):
     blocks, kinds = re.findall("```python\n(.*?)```", guide, re.DOTALL), set()
     for block in blocks:
         names = {"common": common, "c": pro_1b.get_config()}
-        exec(block, names)  # noqa: S102
+        exec(block, names)
         c = names["get_config"]() if "get_config" in names else names["c"]
         resolved = c.to_dict()
         for stage, s in resolved["stages"].items():

@@ -84,7 +84,8 @@ def prefill(model, x, *, real, room, seen=None, copies=1, ways=1):
 def stepper(model):
     """What takes rows some positions on: (float[B, k, D], Cache) -> hidden float[B, k, D], Cache.
 
-    Made once, outside the loop that calls it: a layer's weights that are a slice of a stack are copied at every step.
+    Made once, outside the loop that calls it, at the price of a second copy of the layers while the program runs: a slice
+    of their stack would be copied at every step.
     """
     layers = [jax.tree.map(lambda a, i=i: a[i], model.llm.layers) for i in range(model.llm.num_layers)]
 

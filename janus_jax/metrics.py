@@ -1,5 +1,6 @@
 """What a run writes while it trains: metrics.jsonl (one line a step), TensorBoard events, a progress line with ETA."""
 
+import functools
 import json
 import re
 import sys
@@ -16,15 +17,16 @@ from janus_jax import chips, processes, sharding
 from janus_jax.errors import UserError
 
 
+@functools.cache
 def peak_flops():
-    """FLOP/s that MFU is a share of, over all devices; on CPU the rate of a jitted fp32 product on each, best of 15."""
+    """FLOP/s that MFU is a share of, over all devices; on CPU what a jitted fp32 product does, best of 15."""
     kind = jax.devices()[0].device_kind
     if known := chips.of(kind).peak:
         return known * jax.device_count()
     devices, best = jax.local_devices(), float("inf")
     mesh = sharding.make_mesh(devices=devices)
     with jax.set_mesh(mesh):
-        rows = jax.device_put(jnp.ones((4096 * len(devices), 512)), sharding.batch_sharding(mesh))
+        rows = jax.device_put(jnp.ones((-(-4096 // len(devices)) * len(devices), 512)), sharding.batch_sharding(mesh))
         kernel = jax.device_put(jnp.ones((512, 1408)), sharding.replicated(mesh))
         product = jax.jit(jnp.matmul, out_shardings=rows.sharding)
         for _ in range(15):

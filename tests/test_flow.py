@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from janus_jax import assembly, caches, checkpoint, sharding, train_step
@@ -19,6 +18,7 @@ from janus_jax.errors import UserError
 from janus_jax.generation import convnext
 from janus_jax.generation.base import Pictures
 from janus_jax.generation.flow import FlowGuidance
+from janus_jax.layers.linear import Rngs
 from janus_jax.models import decode
 from janus_jax.models.artist import Artist
 from janus_jax.models.janus import count_targets
@@ -315,7 +315,7 @@ def test_both_depthwise_convolutions_are_one():
 def test_a_silent_channel_has_no_gradient():
     """A map of zeros has the norm 0, whose slope is taken to be 0, as in PyTorch."""
     x = jnp.ones((1, 2, 2, 3)).at[..., 0].set(0)
-    grn = convnext.GRN(nnx.Rngs(0), 3)
+    grn = convnext.GRN(Rngs(jax.random.key(0)), 3)
     gradient = jax.grad(lambda x: (grn(x) ** 2).sum())(x)
     assert np.isfinite(gradient).all()
     grn.gain[...] = jnp.ones(3)

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from janus_jax import sharding
 from janus_jax.errors import UserError
 from janus_jax.layers.attention import Attention, rotate
-from janus_jax.layers.linear import Linear, SwiGLU, param
+from janus_jax.layers.linear import Linear, Rngs, SwiGLU, param
 from janus_jax.layers.norm import RMSNorm
 from janus_jax.layers.packed import packed_attention
 from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
@@ -90,7 +90,7 @@ class Llama(nnx.Module):
             norm_eps=norm_eps,
         )
         self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), nnx.initializers.normal(0.02))
-        self.layers = jax.vmap(lambda key: block(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num_layers))
+        self.layers = jax.vmap(lambda key: block(Rngs(key)))(jax.random.split(rngs(), num_layers))
         self.norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
         self.head = Linear(rngs, embed_dim, vocab_size, axes=("embed", "vocab"), bias=False)
 

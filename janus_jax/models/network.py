@@ -7,6 +7,8 @@ it back into the module inside.
 import jax
 from flax import nnx, traverse_util
 
+from janus_jax.layers.linear import Rngs
+
 
 class Network:
     """A module's structure.
@@ -17,9 +19,9 @@ class Network:
     """
 
     def __init__(self, build):
-        """`build` makes the module from `nnx.Rngs`."""
+        """`build` makes the module from `Rngs`."""
         self.build = build
-        module = jax.eval_shape(lambda key: build(nnx.Rngs(params=key)), jax.random.key(0))
+        module = jax.eval_shape(lambda key: build(Rngs(key)), jax.random.key(0))
         self.graphdef, self.state = nnx.split(module)
         self.abstract = _flat(nnx.to_pure_dict(self.state))
         axes = nnx.to_pure_dict(nnx.map_state(lambda _, v: _Axes(v.get_metadata("axes")), self.state))
@@ -27,7 +29,7 @@ class Network:
 
     def fresh(self, key):
         """Freshly initialised parameters, {path: array}; jit it with the shardings wanted."""
-        return _flat(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1]))
+        return _flat(nnx.to_pure_dict(nnx.split(self.build(Rngs(key)))[1]))
 
     def merge(self, params):
         """The module with these parameters."""

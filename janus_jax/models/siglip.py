@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from janus_jax import sharding
 from janus_jax.layers.attention import Attention, attention
-from janus_jax.layers.linear import Linear, Mlp, param, trailing
+from janus_jax.layers.linear import Linear, Mlp, Rngs, param, trailing
 from janus_jax.layers.norm import LayerNorm
 from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
 
@@ -46,7 +46,7 @@ class Siglip(nnx.Module):
         self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
         normal = nnx.initializers.normal(0.02)
         self.position = param(rngs, (self.num_tokens, embed_dim), ("position", "embed"), normal)
-        self.layers = jax.vmap(lambda key: block(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num_layers))
+        self.layers = jax.vmap(lambda key: block(Rngs(key)))(jax.random.split(rngs(), num_layers))
         self.norm = LayerNorm(rngs, embed_dim, eps=norm_eps)
 
     def __call__(self, pixels):

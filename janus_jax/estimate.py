@@ -30,7 +30,8 @@ def settings(config, stage, target):
       ({field: value} that differ, resolved config with them).
     """
     s, mesh = config["stages"][stage], config["mesh"]
-    lengths, _ = made_up_lengths(config, stage, assembly.build_network(config, stage))
+    network = assembly.build_network(config, stage)
+    lengths, _ = made_up_lengths(config, stage, network)
     doubled = lambda n, times: [n * 2**k for k in range(times)]
     table = dict(
         microbatches=doubled(s["microbatches"], 8),
@@ -46,8 +47,9 @@ def settings(config, stage, target):
         changes = {name: value for (name, (place, value)) in zip(table, choice, strict=True) if place}
         setting = _changed(config, stage, target, lengths, **values)
         try:
-            shape = sharding.mesh_sizes(target.count, **setting["mesh"])
-            assembly.check_division(setting["stages"][stage], sharding.abstract_mesh(*shape))
+            mesh = sharding.abstract_mesh(*sharding.mesh_sizes(target.count, **setting["mesh"]))
+            assembly.check_division(setting["stages"][stage], mesh)
+            sharding.param_shardings(mesh, network.abstract, network.axes)
         except UserError:
             continue
         yield changes, setting

@@ -11,17 +11,23 @@ Topologies are TPU slices by their shape in chips (v5e:4x4, v5e:16x16, v5p:4x4x4
 
 Without --compile, bytes are what the state takes, exactly, and an estimate of the activations. With it, the train step is
 compiled by the compiler of that device (pip install -r requirements-plan.txt; no device is needed), and bytes are the
-compiler's own. Where a setting does not divide or fit, nearby ones are tried, and the first that does is named.
+compiler's own; they are kept in ~/.cache/janus_jax, and the same program is not compiled again. Where a setting does not
+divide or fit, nearby ones are tried, and the first that does is named.
 
 Days are FLOPs that are useful (no padding, no recomputation) at --mfu of the chips' peak in bf16.
 """
 
 import contextlib
 import copy
+import hashlib
+import inspect
 import json
+import os
 import re
 import sys
 import time
+from importlib import metadata
+from pathlib import Path
 
 import jax
 import rich
@@ -125,14 +131,40 @@ def compile_step(config, stage, target):
         state, batch = states.abstract_state(config, stage, network, tx, mesh), states.abstract_batch(config, stage, mesh)
         step = states.jit_step(config, stage, network, tx, rate, state=state, mesh=mesh)
         jax.config.update("jax_exec_time_optimization_effort", EFFORT.value)
+        lowered = step.trace(state, batch).lower(lowering_platforms=(target.platform,))
+        kept = _kept(lowered, target)
+        if kept.exists():
+            return json.loads(kept.read_text())
         try:
-            compiled = step.trace(state, batch).lower(lowering_platforms=(target.platform,)).compile()
+            found = _figures(lowered.compile(), target)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return _does_not_fit(str(error)) | {"compile_seconds": time.perf_counter() - start}
-    seconds, kinds, text = time.perf_counter() - start, hlo.memory(compiled), compiled.as_text()
-    total, memory = sum(kinds.values()), compiled.memory_analysis()
+            found = _does_not_fit(str(error))
+    found["compile_seconds"] = time.perf_counter() - start
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found))
+    partial.rename(kept)
+    return found
+
+
+def _kept(lowered, target):
+    """The file of a program's figures, named after all that they depend on. (What these compilers make cannot be loaded
+    where their devices are not, so jax's own cache of programs is of no use.)
+    """
+    versions = sorted(f"{d.name} {d.version}" for d in metadata.distributions() if re.match("jax|libtpu", d.name))
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    readers = [inspect.getsource(hlo), inspect.getsource(_figures), inspect.getsource(_does_not_fit)]
+    parts = [lowered.as_text(), target.name, str(EFFORT.value), *versions, *flags, *readers]
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax/plan" / f"{name}.json"
+
+
+def _figures(compiled, target):
+    """What a compiled step needs of a device."""
+    kinds, text, memory = hlo.memory(compiled), compiled.as_text(), compiled.memory_analysis()
+    total = sum(kinds.values())
     return {
         "compiled": True,
         "fits": total <= target.chip.memory,
@@ -141,7 +173,6 @@ def compile_step(config, stage, target):
         "host_bytes": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
         "collective_bytes": hlo.collectives(text),
         "largest": [{"bytes": size, "shape": shape, "from": origin} for size, shape, origin in hlo.largest(text)],
-        "compile_seconds": seconds,
     }
 
 

@@ -1,6 +1,7 @@
 """Plans: counts against XLA's own, bytes that shrink with the mesh, what moves, and the real compilers where installed."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import pro_1b, pro_7b
+from configs import pro_1b, pro_7b, tiny
 from janus_jax import assembly, estimate, flops, hlo, sharding, topology
 from janus_jax.errors import UserError
 from janus_jax.generation.vq import VQTokenizer
@@ -161,8 +162,15 @@ def test_settings_start_with_the_configs_own_and_all_divide():
         assert assembly.check_division(setting["stages"]["stage_3"], mesh)
 
 
-def run_plan(*flags):
-    return subprocess.run([sys.executable, "-m", "janus_jax.plan", *flags], capture_output=True, text=True)
+def test_settings_that_would_cut_a_head_are_passed_over():
+    config = tiny.get_config("2").to_dict()  # 2 heads of keys
+    found = [setting["mesh"]["tensor"] for _, setting in estimate.settings(config, "stage_2", topology.parse("h100:8"))]
+    assert found and max(found) == 2
+
+
+def run_plan(*flags, **env):
+    command = [sys.executable, "-m", "janus_jax.plan", *flags]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
 
 
 KEYS = {
@@ -199,11 +207,16 @@ def test_mistakes_are_told(flags, message):
 def test_the_real_step_is_compiled_for_devices_that_are_not_here(name, config, tmp_path):
     if not topology.has_compiler(topology.parse(name)):
         pytest.skip("the compilers of requirements-plan.txt are not installed")
-    done = run_plan(
+    command = [
         "--config=configs/tiny.py:2", f"--topology={name}", "--compile", "--json", "--config.stages.stage_2.batch=64",
         "--config.mesh.tensor=2",
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = run_plan(*command, XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     cell = json.loads(done.stdout.splitlines()[-1])
+    (kept,) = (tmp_path / "janus_jax/plan").iterdir()
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"host_bytes": 17}))
+    again = json.loads(run_plan(*command, XDG_CACHE_HOME=str(tmp_path)).stdout.splitlines()[-1])
+    assert again == cell | {"host_bytes": 17}  # it was read, not compiled
     assert cell["compiled"] and cell["fits"] and cell["compile_seconds"] > 0 and sum(cell["collective_bytes"].values()) > 0
     assert cell["bytes_per_device"] == sum(cell["bytes_by_kind"].values()) and len(cell["largest"]) == 10

@@ -12,7 +12,7 @@ import rich.progress
 from janus_jax import assembly, checkpoint, digest, sharding, stages
 from janus_jax.data import image_ops, shapes
 from janus_jax.data.bad_records import BadRecords, malformed_is_bad
-from janus_jax.data.files import write_json
+from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.sources import Source
 from janus_jax.data.sources.array_record import write_array_record
@@ -167,7 +167,7 @@ def _check_folder(out, about):
     if file.is_file() and (before := json.loads(file.read_text())) != about:
         changed = [name for name in about if before.get(name) != about[name]]
         raise UserError(f"{str(out)!r} was made with another {changed[0]} ({before.get(changed[0])}); name a new folder.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(file, about)
 
 

@@ -18,7 +18,7 @@ from janus_jax import assembly, stages
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import fill, image_ops
 from janus_jax.data.bad_records import BadRecords, malformed_is_bad
-from janus_jax.data.files import write_json
+from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.image_ops import BadRecord
 from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.errors import UserError
@@ -85,7 +85,7 @@ def check(config, out=None):
     sources = assembly.open_sources(config, names)
     report = None if out is None else Path(out) / "bad_records.jsonl"
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         report.unlink(missing_ok=True)
     bad = BadRecords(1.0, sources=sources, report=report)
     found = {name: _walk(sources[name], _uses(config, chosen, makers, name), bad, config) for name in names}

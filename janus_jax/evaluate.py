@@ -8,13 +8,13 @@ drawing          shapes geneval dpg mjhq coco: the folders that the official sco
 understanding    pope mme mmbench seed-bench vqav2 gqa mmmu mm-vet chartqa textvqa: the official answer files, and the
                  metric where it is a formula, in percent but for MME's points
 
-A run that is cut off goes on with the same command. Into --out go settings.json, which a later run must share,
-evaluation.json and evaluation.md (the papers' numbers, ours, and the settings they were made with), and for drawings
-the folder pictures/ and sheet.png, a contact sheet. docs/evaluation.md says how to reproduce the papers' rows.
+A run that is cut off goes on with the same command; shapes, a matter of minutes, begins anew. Into --out go settings.json,
+which a later run must share, evaluation.json and evaluation.md (the papers' numbers, ours, and the settings they were made
+with), and for drawings the folder pictures/ and sheet.png, a contact sheet. docs/evaluation.md says how to reproduce the
+papers' rows.
 """
 
 import importlib.metadata
-import json
 from pathlib import Path
 
 import jax
@@ -25,10 +25,11 @@ from absl import logging
 from PIL import Image
 
 from janus_jax import assembly, checkpoint, cli, processes
-from janus_jax.data.files import write_json
+from janus_jax.data.files import PICTURES, files_at, make_folder, write_json
 from janus_jax.errors import UserError
 from janus_jax.eval import feature_distance, papers, runs, shapes_run, shapes_score
 from janus_jax.eval.picture_sets import PICTURE_SETS
+from janus_jax.eval.questions import read_json
 from janus_jax.eval.sheet import contact_sheet
 from janus_jax.eval.understanding import BENCHMARKS
 
@@ -48,12 +49,13 @@ TOP_P = cli.flags.DEFINE_float("top_p", None, "Drawings: only the likeliest code
 STEPS = cli.flags.DEFINE_integer("steps", None, "Euler steps of the drawings (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
 SEEDS = cli.flags.DEFINE_integer("seeds", 4, "shapes: drawings a prompt.", lower_bound=1)
-SEED = cli.flags.DEFINE_integer("seed", 0, "Another one gives other drawings.", lower_bound=0)
+SEED = cli.flags.DEFINE_integer("seed", 0, "Another one gives other drawings.", 0, 2**20)
 BATCH = cli.flags.DEFINE_integer("batch", 64, "Pictures or questions at once.", lower_bound=1)
 FEATURES = cli.flags.DEFINE_string("features", None, "An ONNX network that drawings are compared with --reference by.")
 REFERENCE = cli.flags.DEFINE_string("reference", None, "A folder of real pictures.")
-MEAN = cli.flags.DEFINE_float("features_mean", 127.5, "Level that --features takes for 0.")
-STD = cli.flags.DEFINE_float("features_std", 127.5, "Levels that --features takes for 1.", lower_bound=1e-6)
+MEAN = cli.flags.DEFINE_list("features_mean", ["127.5"], "Level that --features takes for 0, or three: red, green, blue.")
+STD = cli.flags.DEFINE_list("features_std", ["127.5"], "Levels that --features takes for 1, or three.")
+SIDE = cli.flags.DEFINE_integer("features_side", None, "Side of its pictures, where --features leaves it open.", 1)
 
 
 def main():
@@ -62,20 +64,25 @@ def main():
     with processes.joined():
         name, data, out = BENCHMARK.value, Path(DATA.value), Path(OUT.value or CHECKPOINT.value)
         saved = checkpoint.open_saved(CHECKPOINT.value)
+        step = saved.directory / str(processes.of_first(saved.step))  # a run that still trains may save another one
         benchmark = PICTURE_SETS.get(name) or BENCHMARKS.get(name)
         tasks = benchmark.read(data) if benchmark else shapes_score.load_prompts(data)
-        out.mkdir(parents=True, exist_ok=True)
+        features = _features()
+        make_folder(out)
         cli.enable_compile_cache(out / ".jax_cache")
-        artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value)
+        artist = assembly.load_artist(step, weights=WEIGHTS.value)
         with jax.set_mesh(artist.mesh):
-            guidance = None if name in BENCHMARKS else _guidance(artist, saved)
-            settings = _settings(saved, artist, benchmark, guidance)
+            guidance = None if name in BENCHMARKS else _guidance(artist)
+            settings = _settings(step, artist, benchmark, guidance)
             if benchmark:
+                settings["tasks"] = runs.digest_of(tasks)
                 _pin(out, settings)
             if name == SHAPES:
-                shapes_run.run(artist, tasks, data, out=out, seeds=SEEDS.value, guidance=guidance, settings=settings)
+                seeds = range(SEED.value * SEEDS.value, (SEED.value + 1) * SEEDS.value)
+                how = dict(seeds=seeds, guidance=guidance, batch=BATCH.value, settings=settings)
+                shapes_run.run(artist, tasks, data, out=out, **how)
             elif name in PICTURE_SETS:
-                scores = _draw(artist, benchmark, tasks, out=out, guidance=guidance)
+                scores = _draw(artist, benchmark, tasks, out=out, guidance=guidance, features=features)
             else:
                 answers = runs.answer_all(artist, benchmark, tasks, out=out, batch=BATCH.value)
                 unit = 1 if name == "mme" else 100
@@ -83,7 +90,8 @@ def main():
                 if processes.is_first():
                     benchmark.write(out, tasks, answers)
         if benchmark and processes.is_first():
-            _report(out, name, scores, settings, len(tasks))
+            compared = {flag.name: flag.value for flag in (FEATURES, REFERENCE, MEAN, STD, SIDE)} if features else {}
+            _report(out, name, scores, settings | compared, len(tasks))
 
 
 def _check_flags():
@@ -92,28 +100,45 @@ def _check_flags():
         raise UserError(f"--benchmark={BENCHMARK.value} is unknown; known: {list(KNOWN)}.")
     if not CHECKPOINT.value or not DATA.value:
         raise UserError("Name a run and the benchmark's data: --checkpoint=runs/tiny --data=data/shapes.")
-    if (TEMPERATURE.value or 0) < 0:
-        raise UserError("--temperature is at least 0.")
+    if TEMPERATURE.value is not None and not 0 <= TEMPERATURE.value < float("inf"):
+        raise UserError("--temperature is at least 0, and finite.")
+    if TOP_P.value == 0:
+        raise UserError("--top_p is above 0; --temperature=0 draws the likeliest codes alone.")
     if not OUT.value and (BENCHMARK.value != SHAPES or Path(CHECKPOINT.value).name.isdigit()):
         raise UserError("Name a folder for the results with --out.")
     if bool(FEATURES.value) != bool(REFERENCE.value) or (FEATURES.value and BENCHMARK.value not in SETS_OF_PHOTOS):
         raise UserError(f"--features and --reference go together, with --benchmark={' or '.join(SETS_OF_PHOTOS)}.")
 
 
-def _guidance(artist, saved):
+def _features():
+    """The network that drawings are compared by, if one is named, and a look at what they are compared with."""
+    if not FEATURES.value:
+        return None
+    try:
+        mean, std = ([float(level) for level in flag.value] for flag in (MEAN, STD))
+        fine = {len(mean), len(std)} <= {1, 3} and min(std) > 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UserError("--features_mean and --features_std are a number or three, commas between; the latter above 0.")
+    files_at(REFERENCE.value, *PICTURES)
+    return feature_distance.Features(FEATURES.value, mean=mean, std=std, side=SIDE.value)
+
+
+def _guidance(artist):
     """How to draw: the flags, and the guidance of the run's own samples."""
-    scale = saved.about["config"]["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
+    scale = artist.config["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
     return artist.guidance(
         scale=scale, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
     )
 
 
-def _settings(saved, artist, benchmark, guidance):
+def _settings(step, artist, benchmark, guidance):
     """All that scores depend on beside the benchmark's data: a plain dict."""
-    config, drawn = saved.about["config"], guidance is not None
+    config, drawn = artist.config, guidance is not None
     found = {
         "benchmark": BENCHMARK.value,
-        "checkpoint": str(saved.directory / str(saved.step)),
+        "checkpoint": str(step),
         "weights": WEIGHTS.value,
         "dtype": cli.compute_dtype(config["dtype"]),
         "template": artist.template,
@@ -133,7 +158,7 @@ def _pin(out, settings):
     """Keeps the settings beside the results; what was begun with others is not gone on with."""
     path = out / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path)
         other = [key for key in {**before, **settings} if before.get(key) != cli.plain(settings).get(key)]
         if other:
             key = other[0]
@@ -145,15 +170,14 @@ def _pin(out, settings):
         write_json(path, settings)
 
 
-def _draw(artist, benchmark, prompts, *, out, guidance):
+def _draw(artist, benchmark, prompts, *, out, guidance, features):
     """Draws a set, scores what can be scored here, and lays a contact sheet."""
     pictures = out / "pictures"
     runs.draw_all(artist, benchmark, prompts, out=pictures, guidance=guidance, batch=BATCH.value, seed=SEED.value)
     scores = benchmark.score(pictures, prompts)
     if not processes.is_first():
         return scores
-    if FEATURES.value:
-        features = feature_distance.Features(FEATURES.value, mean=MEAN.value, std=STD.value)
+    if features:
         scores |= feature_distance.distance(pictures, REFERENCE.value, features)
     shown = [(np.asarray(Image.open(pictures / p.files[0]).convert("RGB")), p.text) for p in prompts[:SHOWN]]
     contact_sheet([d for d, _ in shown], [t for _, t in shown]).save(out / "sheet.png")
@@ -163,20 +187,26 @@ def _draw(artist, benchmark, prompts, *, out, guidance):
 
 def _report(out, name, scores, settings, count):
     """evaluation.json, evaluation.md, and the table that a person reads: papers, ours, settings."""
-    write_json(out / "evaluation.json", {"scores": scores, "count": count, "settings": settings})
-    metrics, published = list(scores), papers.rows(name)
-    metrics += [m for row in published for m in row.scores if m not in metrics]
+    published = papers.rows(name)
+    found = {"scores": scores, "count": count, "settings": settings, "published": [row._asdict() for row in published]}
+    write_json(out / "evaluation.json", found)
+    metrics = dict.fromkeys(metric for row in (*published, papers.Row("", scores, "", "")) for metric in row.scores)
     show = lambda value: "" if value is None else f"{value:.4g}"
-    lines = [[f"{row.model} ({row.source})", *(show(row.scores.get(m)) for m in metrics)] for row in published]
-    lines.append([f"**ours**, {count} done", *(show(scores.get(m)) for m in metrics)])
-    table = rich.table.Table(name, *metrics)
+    head = [name, *(row.model for row in published), "ours"]
+    lines = [[m, *(show(row.scores.get(m)) for row in published), show(scores.get(m))] for m in metrics]
+    notes = [f"{row.model} ({row.source}): {row.settings}" for row in published]
+    table = rich.table.Table(*head)
     for line in lines:
-        table.add_row(*(cell.replace("**", "") for cell in line))
-    rich.console.Console().print(table)
-    page = [f"# {name}", "", f"| model | {' | '.join(metrics)} |", "|" + "---|" * (len(metrics) + 1)]
+        table.add_row(*line)
+    console = rich.console.Console()
+    console.print(table)
+    ours = ", ".join(f"{key} {value}" for key, value in settings.items())
+    console.print("\n".join([*notes, f"ours: {count} done; {ours}"]), markup=False, highlight=False)
+    page = [f"# {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     page += [f"| {' | '.join(line)} |" for line in lines]
-    page += ["", "Settings of ours:", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]
-    (out / "evaluation.md").write_text("\n".join(page))
+    page += ["", "What the papers say of theirs:", "", *(f"- {note}" for note in notes)] if notes else []
+    page += ["", f"Settings of ours, {count} done:", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]
+    (out / "evaluation.md").write_text("\n".join(page), encoding="utf-8")
     logging.info("Wrote %s and evaluation.md beside it", out / "evaluation.json")
 
 

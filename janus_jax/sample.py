@@ -15,23 +15,24 @@ from absl import logging
 
 from janus_jax import assembly, cli
 from janus_jax.data import chat, image_ops
+from janus_jax.data.files import make_folder
 from janus_jax.errors import UserError
 from janus_jax.eval.sheet import contact_sheet
 
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
 PROMPT = cli.flags.DEFINE_multi_string("prompt", None, "draw: what to draw; may be given several times.")
-NUM_IMAGES = cli.flags.DEFINE_integer("num_images", 1, "draw: pictures a prompt.")
+NUM_IMAGES = cli.flags.DEFINE_integer("num_images", 1, "draw: pictures a prompt.", lower_bound=1)
 GUIDANCE = cli.flags.DEFINE_float("guidance", None, "draw: guidance scale, 1 is off; 5 (Janus), 2 (JanusFlow) without it.")
 TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "1 for draw (Janus), 0 (greedy) for ask without it.")
-TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest codes (Janus).")
-TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p (Janus).")
-STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.")
+TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest codes (Janus).", lower_bound=1)
+TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
+STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
-SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.")
+SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.", 0, 2**32 - 1)
 OUT = cli.flags.DEFINE_string("out", "drawing.png", "draw: the picture, or a contact sheet of several.")
 IMAGE = cli.flags.DEFINE_multi_string("image", None, "ask: a picture file; may be given several times.")
 QUESTION = cli.flags.DEFINE_multi_string("question", None, "ask: the question; several make a conversation.")
-MAX_TOKENS = cli.flags.DEFINE_integer("max_tokens", 256, "ask: longest answer.")
+MAX_TOKENS = cli.flags.DEFINE_integer("max_tokens", 256, "ask: longest answer.", lower_bound=1)
 
 CHUNK = 8  # ids between two looks at a growing answer
 
@@ -40,12 +41,10 @@ def main(command):
     """Runs one of the two commands."""
     if not CHECKPOINT.value:
         raise UserError("Name a trained run: --checkpoint=runs/tiny.")
-    if NUM_IMAGES.value < 1 or SEED.value < 0 or (TEMPERATURE.value or 0) < 0:
-        raise UserError("--num_images is at least 1, --seed and --temperature at least 0.")
-    if (TOP_K.value or 1) < 1 or not 0 < (TOP_P.value or 1) <= 1 or MAX_TOKENS.value < 1:
-        raise UserError("--top_k and --max_tokens are at least 1, --top_p is above 0 and at most 1.")
-    if (STEPS.value or 1) < 1:
-        raise UserError("--steps is at least 1.")
+    if TEMPERATURE.value is not None and not 0 <= TEMPERATURE.value < float("inf"):
+        raise UserError("--temperature is at least 0, and finite.")
+    if TOP_P.value == 0:
+        raise UserError("--top_p is above 0; --temperature=0 draws the likeliest codes alone.")
     artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value)
     with jax.set_mesh(artist.mesh):
         {"draw": draw, "ask": ask}[command](artist)
@@ -56,16 +55,18 @@ def draw(artist):
     if not PROMPT.value:
         raise UserError("Say what to draw: --prompt='a red star'.")
     out = Path(OUT.value)
-    if out.suffix.lower() not in image_ops.Image.registered_extensions():
+    if image_ops.Image.registered_extensions().get(out.suffix.lower()) not in image_ops.Image.SAVE:
         raise UserError(f"--out={OUT.value} names no picture format; end it in .png.")
     guidance = artist.guidance(
         scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
     )
     count, n = len(PROMPT.value), NUM_IMAGES.value
+    if SEED.value + count * n > 2**32:
+        raise UserError(f"--seed={SEED.value} leaves no seeds for {count * n} pictures; the last one is {2**32 - 1}.")
+    make_folder(out.parent)
     seeds = np.arange(SEED.value, SEED.value + count * n).reshape(count, n)
     pictures = artist.draw(PROMPT.value, seeds=seeds, guidance=guidance)
     pictures = pictures.reshape(-1, *pictures.shape[2:])
-    out.parent.mkdir(parents=True, exist_ok=True)
     captions = [prompt for prompt in PROMPT.value for _ in range(n)]
     image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, captions)
     image.save(out)

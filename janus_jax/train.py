@@ -29,6 +29,7 @@ import numpy as np
 from absl import logging
 
 from janus_jax import assembly, caches, checkpoint, cli, processes, sharding, stages, states, train_step
+from janus_jax.data.files import make_folder
 from janus_jax.data.pipeline import COUNTS, Prefetch, statistics
 from janus_jax.errors import UserError
 from janus_jax.eval.held_out import HeldOut
@@ -80,7 +81,7 @@ def train(config, workdir, *, preempted=lambda step: False):
     networks = {stage: assembly.build_network(config, stage) for stage in chosen if _order(stage) >= reached}
     for stage, network in networks.items():
         _check_room(config, stage, network, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     cli.enable_compile_cache(workdir / ".jax_cache")
     if processes.is_first():
         checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)

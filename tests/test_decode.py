@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from janus_jax import assembly, chips, estimate, sharding
 from janus_jax.data import chat, image_ops, shapes, tokenizer
@@ -126,8 +127,6 @@ def test_weights_are_cut_only_where_they_would_fill_a_device(artist, monkeypatch
 
 
 def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(artist):
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(2)]
     turns = [
@@ -165,14 +164,37 @@ def test_unconditional_rows_keep_bos_boi_and_padding(artist):
 
 
 def test_answers_do_not_depend_on_the_batch(artist):
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     scenes = [shapes.sample_scene(rng, category="colors", split="train") for _ in range(3)]
     images = [Image.fromarray(shapes.render(rng, s)) for s in scenes]
     questions = ["What color is the star?", "How many?", "What shape is the red object?"]
     together = artist.ask(images, questions, max_tokens=5)
     assert together == [artist.ask([i], [q], max_tokens=5)[0] for i, q in zip(images, questions, strict=True)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_depend_on_question_and_seed_alone(artist, temperature):
+    rng = np.random.default_rng(1)
+    images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(3)]
+    asked = []
+    for i in range(16):  # none, one or two pictures, and words of several lengths
+        content = f"{chat.IMAGE}\n" * (i % 3) + " ".join(["star"] * (1 + i % 5))
+        asked.append(([{"role": "user", "content": content}], images[: i % 3]))
+    settings, seeds = dict(max_tokens=5, temperature=temperature), list(range(16))
+    found = []
+    for count in (1, 8):
+        mesh = sharding.make_mesh(data=count, fsdp=1, tensor=1, devices=jax.devices()[:count])
+        with jax.set_mesh(mesh):
+            places = sharding.param_shardings(mesh, artist.network.abstract, artist.network.axes)
+            artist.params = jax.device_put(artist.params, places)
+            found.append(artist.answer(asked, seeds=seeds, **settings))
+            if count == 1:
+                found.append([artist.answer([a], seeds=[s], **settings)[0] for a, s in zip(asked[:6], seeds, strict=False)])
+    together, alone, spread = found
+    assert together == spread and together[:6] == alone
+    if temperature:
+        with jax.set_mesh(mesh):
+            assert artist.answer(asked, seeds=[s + 1 for s in seeds], **settings) != together
 
 
 def test_codes_do_not_change_when_codebook_rows_are_rescaled(artist):
@@ -196,3 +218,15 @@ def test_top_k_and_top_p_keep_only_the_likeliest():
     assert set(np.asarray(pick(VQGuidance(top_p=0.9))).tolist()) == {0, 1, 2}
     assert set(np.asarray(pick(VQGuidance())).tolist()) == {0, 1, 2, 3}
     assert set(np.asarray(pick(VQGuidance(temperature=0))).tolist()) == {0}
+    level = functools.partial(choose, jnp.zeros((200, 4)), keys)  # none of them is likelier
+    assert set(np.asarray(level(VQGuidance(top_k=1))).tolist()) == {0, 1, 2, 3}
+
+
+def test_a_k_above_the_vocabulary_and_a_p_of_one_cut_nothing(monkeypatch):
+    from janus_jax.generation import vq_path
+
+    logits = 3 * jax.random.normal(jax.random.key(0), (8, 16_384))
+    keys = jax.random.split(jax.random.key(1), 8)
+    monkeypatch.setattr(jax.random, "categorical", lambda key, kept: jnp.isfinite(kept).sum())
+    for guidance in (VQGuidance(), VQGuidance(top_k=20_000), VQGuidance(top_p=1.0)):
+        assert set(np.asarray(vq_path.choose(logits, keys, guidance)).tolist()) == {16_384}

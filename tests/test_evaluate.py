@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, sharding
+from janus_jax import assembly, evaluate, sharding
 from janus_jax.data import tokenizer
 from janus_jax.errors import UserError
 from janus_jax.eval import runs, shapes_score
@@ -87,12 +87,55 @@ def test_answers_go_on_behind_a_line_that_was_cut_off(tmp_path):
         ask(Painter(patience=1))
     path = tmp_path / runs.ANSWERS
     assert path.read_text().count("\n") == 5
-    with path.open("a") as file:
-        file.write('{"id": "random/9", "ans')
+    with path.open("ab") as file:
+        file.write('{"id": "random/9", "answer": "caf\u00e9'.encode()[:-1])  # in the middle of a letter
     answers = ask(rest := Painter())
     assert rest.calls == 2 and answers == [q.content[-20:].upper() for q in questions]
     known = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted(entry["id"] for entry in known) == sorted(q.id for q in questions)
+
+
+def test_answers_with_any_letter_are_read_again(tmp_path, monkeypatch):
+    test_understanding.pope(tmp_path / "data")
+    questions = BENCHMARKS["pope"].read(tmp_path / "data")
+    monkeypatch.setattr(Painter, "answer", lambda self, asked, **_: ["a\u2028b\x85c\r\nd \u00e9"] * len(asked))
+    for _ in range(2):
+        answers = runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
+    assert set(answers) == {"a\u2028b\x85c\r\nd \u00e9"}
+
+
+@pytest.mark.parametrize("name", ["pope", "dpg"])
+def test_other_tasks_have_another_digest(name, tmp_path):
+    test_understanding.pope(tmp_path / "pope")
+    test_picture_sets.made("dpg", tmp_path / "dpg")
+    tasks = (PICTURE_SETS | BENCHMARKS)[name].read(tmp_path / name)
+    field = "text" if name == "dpg" else "content"
+    other = [tasks[0]._replace(**{field: "Do you see a dog?"}), *tasks[1:]]
+    assert runs.digest_of(tasks) == runs.digest_of(list(tasks)) != runs.digest_of(other)
+
+
+def test_settings_that_were_cut_off_or_differ_are_told(tmp_path):
+    evaluate._pin(tmp_path, {"tasks": "a", "roles": ("x", "y")})
+    evaluate._pin(tmp_path, {"tasks": "a", "roles": ("x", "y")})
+    with pytest.raises(UserError, match="results made with tasks = 'a', and this run has 'b'"):
+        evaluate._pin(tmp_path, {"tasks": "b", "roles": ("x", "y")})
+    (tmp_path / "settings.json").write_text('{"tasks": ')
+    with pytest.raises(UserError, match="settings.json' is not JSON"):
+        evaluate._pin(tmp_path, {"tasks": "a"})
+
+
+def test_the_report_has_papers_ours_and_settings_side_by_side(tmp_path, capsys):
+    evaluate._report(tmp_path, "pope", {"accuracy": 51.25, "f1": 60.0}, {"seed": 3}, 9)
+    page, found = (tmp_path / "evaluation.md").read_text(), json.loads((tmp_path / "evaluation.json").read_text())
+    assert "| pope | Janus | Janus-Pro-1B | Janus-Pro-7B | JanusFlow 256 | JanusFlow 384 | ours |" in page
+    assert page.count("accuracy/f1 |") == 1 and "| accuracy/f1 | 87 | 86.2 | 87.4 | 85.3 | 88 |  |" in page
+    assert "| accuracy |  |  |  |  |  | 51.25 |" in page
+    assert "- Janus (Janus, Table 2): accuracy or F1: not stated" in page and "- seed: 3" in page
+    assert found["published"][0]["scores"] == {"accuracy/f1": 87.0} and found["scores"]["f1"] == 60
+    shown = capsys.readouterr().out
+    assert "51.25" in shown and "87.4" in shown and "seed 3" in shown
+    evaluate._report(tmp_path, "mjhq", {}, {}, 1)
+    assert (tmp_path / "evaluation.md").read_text().count("| FID |") == 1
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
@@ -125,6 +168,7 @@ def test_every_benchmark_runs_on_a_model(trained, tmp_path):
         tasks = benchmark.read(tmp_path / "data" / name)
         assert found["count"] == len(tasks) and found["settings"]["benchmark"] == name
         assert f"# {name}" in (out / "evaluation.md").read_text()
+        assert found["settings"]["tasks"] == runs.digest_of(tasks)
         if name in PICTURE_SETS:
             assert all(benchmark.done(out / "pictures", p) for p in tasks) and (out / "sheet.png").exists()
             assert found["settings"]["scale"] == 2 and found["settings"]["pictures_a_prompt"] == benchmark.samples
@@ -167,11 +211,19 @@ def test_a_killed_run_goes_on_and_other_settings_are_refused(trained, tmp_path):
         (["--benchmark=pope", "--data={data}"], "with --out"),
         (["--benchmark=geneval", "--data={data}", "--out={out}", "--features=x.onnx"], "--features and --reference"),
         (["--benchmark=fid", "--data={data}", "--out={out}"], "known: .*'shapes', 'geneval'"),
+        (["--data={data}/prompts.json", "--out={out}", "--top_p=0"], "--temperature=0 draws the likeliest"),
+        (["--data={data}", "--out={out}"], "No prompts.json of this set"),
+        (["--benchmark=pope", "--data={pope}", "--out={file}"], "cannot be made a folder"),
+        (["--benchmark=pope", "--data={pope}", "--out={out}"], "val2014/1.jpg' cannot be read"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(trained, tmp_path, flags, said):
     (tmp_path / "data").mkdir()
-    flags = [flag.format(data=tmp_path / "data", out=tmp_path / "out") for flag in flags]
+    (tmp_path / "data/prompts.json").write_text("[1, 2]")
+    test_understanding.pope(tmp_path / "pope")
+    (tmp_path / "pope/val2014/1.jpg").write_bytes(b"no picture")
+    named = dict(data=tmp_path / "data", out=tmp_path / "out", pope=tmp_path / "pope", file=tmp_path / "data/prompts.json")
+    flags = [flag.format(**named) for flag in flags]
     code, err = finish(run("evaluate", f"--checkpoint={trained}", *flags))
     assert code == 2 and "Traceback" not in err
     assert re.search(said, err), err
@@ -212,7 +264,7 @@ def test_shapes_are_scored_while_a_run_trains(config, data, monkeypatch):
     sampler = Sampler(network, tokenizer.load(data / "tokenizer.json"), config.to_dict(), "stage_3", folder=None, log=log)
 
     def draw_all(artist, prompts, *, seeds, guidance):
-        assert guidance.scale == config.samples.guidance and seeds == 1
+        assert guidance.scale == config.samples.guidance and seeds == [0]
         rng = np.random.default_rng(0)
         return {c: np.stack([[shapes_score._real_picture(rng, c, p)] for p in ps]) for c, ps in prompts.items()}
 

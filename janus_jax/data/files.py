@@ -1,4 +1,4 @@
-"""Finding files, numbering records over several of them, and small JSON files for people."""
+"""Finding files, numbering records over several of them, folders, and small JSON files for people."""
 
 import glob
 import json
@@ -49,6 +49,21 @@ class Parts:
         return part, int(index - (self._ends[part - 1] if part else 0))
 
 
+def make_folder(path):
+    """Makes a folder where it is missing.
+
+    Raises:
+      UserError: where that cannot be, a file of that name among the reasons.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be made a folder: {error.strerror}.") from None
+
+
 def write_json(path, value):
-    """Writes a small JSON file, readable by people."""
-    Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Writes a small JSON file, readable by people, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -9,7 +9,7 @@ import numpy as np
 import rich.progress
 
 from janus_jax.data import chat, shapes, tokenizer
-from janus_jax.data.files import write_json
+from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.sources.array_record import write_array_record
 
 COUNTS = {"objects": 10_000, "scenes": 26_000, "captions": 20_000, "questions": 14_000, "text": 4_000}
@@ -100,7 +100,7 @@ def write(out, *, seed=0, scale=1.0, workers=None):
       dict of counts, the majority-answer baseline among them, also written as about.json.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     wanted = {f"{name}-train": int(n * scale) for name, n in COUNTS.items()} | {"questions-heldout": HELD_OUT}
     jobs = [(name, start // CHUNK, min(CHUNK, n - start)) for name, n in wanted.items() for start in range(0, n, CHUNK)]
     records = defaultdict(list)

@@ -55,7 +55,7 @@ class Features:
         sides = shape[2:] if self._channels_first else shape[1:3]
         self._sides = tuple(own if isinstance(own, int) else side for own in sides)
         if None in self._sides:
-            raise UserError(f"{self._path!r} leaves its input's side open, {shape}; name one.")
+            raise UserError(f"{self._path!r} leaves its input's side open, {shape}; name one with --features_side.")
         if side not in (None, *self._sides):
             raise UserError(f"{self._path!r} takes pictures of {self._sides} pixels, not of {side}.")
         self._mean, self._std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
@@ -204,5 +204,5 @@ def _open(file):
     """uint8[h, w, 3]."""
     try:
         return np.asarray(Image.open(file).convert("RGB"))
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{file!r} cannot be read as a picture: {error}") from error

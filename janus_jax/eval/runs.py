@@ -23,6 +23,14 @@ def seed_of(*what):
     return int.from_bytes(hashlib.blake2b(json.dumps(what).encode(), digest_size=4).digest(), "big")
 
 
+def digest_of(tasks):
+    """Names what prompts or questions ask: twelve digits of hex, others where an id, a text or a picture's name differs."""
+    text = lambda task: task.text if hasattr(task, "text") else task.content
+    pictures = lambda task: [hashlib.blake2b(i).hexdigest() if isinstance(i, bytes) else i.name for i in task.images]
+    asked = [(t.id, text(t), list(t.files) if hasattr(t, "files") else pictures(t)) for t in tasks]
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=6).hexdigest()
+
+
 def draw_all(artist, benchmark, prompts, *, out, guidance, batch, seed):
     """Draws what is missing.
 
@@ -75,7 +83,7 @@ def answer_all(artist, benchmark, questions, *, out, batch):
         new = {q.id: a for q, a in zip(part[:real], given, strict=False)}
         answers |= new
         if processes.is_first():
-            with (out / ANSWERS).open("a") as file:
+            with (out / ANSWERS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"id": i, "answer": a}, ensure_ascii=False) + "\n" for i, a in new.items())
     return [answers[q.id] for q in questions]
 
@@ -104,13 +112,13 @@ def _agreed(todo):
 
 def _known(path):
     """Answers given before: {id: answer}; a last line that was cut off is taken away."""
-    text = path.read_text() if path.exists() else ""
-    if text and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
+    held = path.read_bytes() if path.exists() else b""
+    whole = held[: held.rfind(b"\n") + 1]
+    if whole != held:
         beside = path.with_suffix(f".{jax.process_index()}")
-        beside.write_text(text)
+        beside.write_bytes(whole)
         beside.replace(path)
-    return {entry["id"]: entry["answer"] for entry in map(json.loads, text.splitlines())}
+    return {entry["id"]: entry["answer"] for entry in map(json.loads, whole.split(b"\n")[:-1])}
 
 
 def _opened(source):

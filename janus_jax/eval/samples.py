@@ -37,7 +37,7 @@ class Sampler:
             return
         artist, guidance = self._artist(params)
         prompts = {name: found[:SCORED] for name, found in shapes_score.load_prompts(folder).items()}
-        shares, _ = shapes_score.score(shapes_score.draw_all(artist, prompts, seeds=1, guidance=guidance), prompts)
+        shares, _ = shapes_score.score(shapes_score.draw_all(artist, prompts, seeds=[0], guidance=guidance), prompts)
         self._log.write(step, {f"shapes/{name}": share for name, share in shares.items()})
 
     def _drawings(self, params):

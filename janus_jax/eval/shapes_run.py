@@ -13,7 +13,7 @@ from janus_jax.eval import shapes_score
 from janus_jax.eval.sheet import contact_sheet
 
 
-def run(artist, prompts, data, *, out, seeds, guidance, settings):
+def run(artist, prompts, data, *, out, seeds, guidance, batch, settings):
     """Scores a model and writes evaluation.json and sheet.png.
 
     Args:
@@ -21,14 +21,16 @@ def run(artist, prompts, data, *, out, seeds, guidance, settings):
       prompts: of `shapes_score.load_prompts`.
       data: folder of the set.
       out: folder of the results.
-      seeds: drawings a prompt.
+      seeds: of the drawings of each prompt.
       guidance: of the artist.
+      batch: pictures or questions at once.
       settings: what to write beside the scores.
     """
-    drawings = shapes_score.draw_all(artist, prompts, seeds=seeds, guidance=guidance)
+    questions = shapes_score.load_questions(data)
+    drawings = shapes_score.draw_all(artist, prompts, seeds=seeds, guidance=guidance, batch=batch)
     drawing, floor = shapes_score.score(drawings, prompts)
     result = {
-        "understanding": shapes_score.understanding(artist, data),
+        "understanding": shapes_score.understanding(artist, questions, batch=batch),
         "drawing": drawing,
         "ceiling": shapes_score.ceiling(artist, prompts),
         "floor": floor,

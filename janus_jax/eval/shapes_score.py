@@ -23,11 +23,21 @@ BATCH = 64
 def load_prompts(data):
     """{category: [{'prompt', 'things', 'relation'}]} of a `shapes` folder."""
     path = Path(data) / "prompts.json"
-    if not path.is_file():
-        raise UserError(
-            f"No prompts.json in {str(data)!r}; make the set with `python -m janus_jax.prepare shapes --out=DIR`."
-        )
-    return json.loads(path.read_text())
+    try:
+        prompts = json.loads(path.read_text())
+        if all(p["prompt"] and p["things"] for category in shapes.CATEGORIES for p in prompts[category]):
+            return prompts
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise UserError(
+        f"No prompts.json of this set in {str(data)!r}; make it with `python -m janus_jax.prepare shapes --out=DIR`."
+    )
+
+
+def load_questions(data):
+    """The held-out questions of a `shapes` folder, a list of records."""
+    source = Source("heldout", kind="array_record", path=str(Path(data) / "questions-heldout.array_record"))
+    return [source[i] for i in range(len(source))]
 
 
 def combinations(prompts):
@@ -35,15 +45,13 @@ def combinations(prompts):
     return {c: len({json.dumps([p["things"], p["relation"]]) for p in ps}) for c, ps in prompts.items()}
 
 
-def understanding(artist, data):
+def understanding(artist, records, *, batch=BATCH):
     """Share of held-out questions answered word for word, overall and by kind of question."""
-    source = Source("heldout", kind="array_record", path=str(Path(data) / "questions-heldout.array_record"))
-    records = [source[i] for i in range(len(source))]
     right, kinds = [], [r["kind"] for r in records]
-    for start in rich.progress.track(range(0, len(records), BATCH), description="questions"):
-        part = records[start : start + BATCH]
+    for start in rich.progress.track(range(0, len(records), batch), description="questions"):
+        part = records[start : start + batch]
         images = [Image.open(io.BytesIO(r["image"])).convert("RGB") for r in part]
-        answers = artist.ask(*_padded(images, [r["question"] for r in part]), max_tokens=8)
+        answers = artist.ask(*_padded(images, [r["question"] for r in part], size=batch), max_tokens=8)
         right += [a == r["answer"] for a, r in zip(answers, part, strict=False)]
     by_kind = {k: float(np.mean([r for r, kind in zip(right, kinds, strict=True) if kind == k])) for k in sorted(set(kinds))}
     return {"accuracy": float(np.mean(right)), "questions": len(right), "by_kind": by_kind}
@@ -54,14 +62,14 @@ def _padded(*lists, size=BATCH):
     return [part + part[-1:] * (size - len(part)) for part in lists]
 
 
-def draw_all(artist, prompts, *, seeds, guidance):
-    """Draws every prompt with every seed: {category: uint8[prompts, seeds, h, w, 3]}."""
+def draw_all(artist, prompts, *, seeds, guidance, batch=BATCH):
+    """Draws every prompt with every seed: {category: uint8[prompts, len(seeds), h, w, 3]}."""
     texts = [p["prompt"] for ps in prompts.values() for p in ps]
-    pictures, at_once = [], max(BATCH // seeds, 1)
+    pictures, at_once = [], max(batch // len(seeds), 1)
     for start in rich.progress.track(range(0, len(texts), at_once), description="drawings"):
         part = texts[start : start + at_once]
         (padded,) = _padded(part, size=at_once)
-        pictures += list(artist.draw(padded, seeds=[range(seeds)] * at_once, guidance=guidance)[: len(part)])
+        pictures += list(artist.draw(padded, seeds=[seeds] * at_once, guidance=guidance)[: len(part)])
     cut, out = 0, {}
     for category, ps in prompts.items():
         out[category] = np.stack(pictures[cut : cut + len(ps)])

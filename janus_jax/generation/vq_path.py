@@ -161,10 +161,10 @@ def choose(logits, keys, guidance):
     if guidance.temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / guidance.temperature
-    if guidance.top_k:
+    if guidance.top_k is not None:
         floor = jax.lax.top_k(logits, min(guidance.top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits < floor, -jnp.inf, logits)
-    if guidance.top_p:
+    if guidance.top_p is not None and guidance.top_p < 1:
         ordered = jnp.sort(logits, axis=-1)[:, ::-1]
         before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
         floor = jnp.where(before < guidance.top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)

@@ -195,7 +195,7 @@ def _report(out, name, scores, settings, count):
     head = [name, *(row.model for row in published), "ours"]
     lines = [[m, *(show(row.scores.get(m)) for row in published), show(scores.get(m))] for m in metrics]
     notes = [f"{row.model} ({row.source}): {row.settings}" for row in published]
-    table = rich.table.Table(*head)
+    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in head))
     for line in lines:
         table.add_row(*line)
     console = rich.console.Console()

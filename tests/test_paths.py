@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly, checkpoint, stages, train_step
+from janus_jax import assembly, checkpoint, sharding, stages, train_step
 from janus_jax.data import tokenizer
 from janus_jax.generation import PATHS
 from janus_jax.layers import packed
@@ -166,14 +166,21 @@ def test_pixels_of_other_examples_get_no_gradient(leak_case):
     assert seen
 
 
-def test_drawings_depend_on_prompt_and_seed_and_not_on_the_batch(recipe, data):
+def test_drawings_depend_on_prompt_and_seed_alone(recipe, data):
     network = assembly.build_network(recipe.to_dict(), "stage_3")
-    artist = Artist(network, params_of(network), tokenizer.load(data / "tokenizer.json"), recipe.to_dict(), template="chat")
+    params, known = params_of(network), (tokenizer.load(data / "tokenizer.json"), recipe.to_dict())
+    artist = Artist(network, params, *known, template="chat")
     prompts, guidance = ["a red star", "two large blue circles", "a red star"], artist.guidance(scale=3.0)
     together = artist.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
     alone = np.concatenate([artist.draw([p], seeds=[s], guidance=guidance) for p, s in zip(prompts, (1, 2, 3), strict=True)])
+    shared = artist.draw(["a red star"], seeds=[[1, 3]], guidance=guidance)[0]
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.param_shardings(mesh, network.abstract, network.axes))
+        eight = Artist(network, placed, *known, template="chat").draw(prompts, seeds=[1, 2, 3], guidance=guidance)
     # The decoder's last bit depends on the size of the batch, and truncation may make it a level.
-    assert np.abs(together.astype(int) - alone).max() <= 1
+    for other in (alone, np.stack([shared[0], together[1], shared[1]]), eight):
+        assert np.abs(together.astype(int) - other).max() <= 1
     assert together.shape[1:] == (32, 32, 3)
 
 

@@ -19,17 +19,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import rich.console
-import rich.table
 from absl import logging
 from PIL import Image
 
 from janus_jax import assembly, checkpoint, cli, processes
-from janus_jax.data.files import PICTURES, files_at, make_folder, write_json
+from janus_jax.data.files import PICTURES, files_at, make_folder
 from janus_jax.errors import UserError
-from janus_jax.eval import feature_distance, papers, runs, shapes_run, shapes_score
+from janus_jax.eval import feature_distance, report, runs, shapes_run, shapes_score
 from janus_jax.eval.picture_sets import PICTURE_SETS
-from janus_jax.eval.questions import read_json
 from janus_jax.eval.sheet import contact_sheet
 from janus_jax.eval.understanding import BENCHMARKS
 
@@ -76,7 +73,7 @@ def main():
             settings = _settings(step, artist, benchmark, guidance)
             if benchmark:
                 settings["tasks"] = runs.digest_of(tasks)
-                _pin(out, settings)
+                report.pin(out, settings)
             if name == SHAPES:
                 seeds = range(SEED.value * SEEDS.value, (SEED.value + 1) * SEEDS.value)
                 how = dict(seeds=seeds, guidance=guidance, batch=BATCH.value, settings=settings)
@@ -91,7 +88,7 @@ def main():
                     benchmark.write(out, tasks, answers)
         if benchmark and processes.is_first():
             compared = {flag.name: flag.value for flag in (FEATURES, REFERENCE, MEAN, STD, SIDE)} if features else {}
-            _report(out, name, scores, settings | compared, len(tasks))
+            report.write(out, name, scores, settings | compared, len(tasks))
 
 
 def _check_flags():
@@ -154,22 +151,6 @@ def _settings(step, artist, benchmark, guidance):
     return found | {"temperature": 0, "max_tokens": benchmark.max_tokens, "system_prompt": benchmark.system}
 
 
-def _pin(out, settings):
-    """Keeps the settings beside the results; what was begun with others is not gone on with."""
-    path = out / "settings.json"
-    if path.exists():
-        before = read_json(path)
-        other = [key for key in {**before, **settings} if before.get(key) != cli.plain(settings).get(key)]
-        if other:
-            key = other[0]
-            raise UserError(
-                f"{str(out)!r} holds results made with {key} = {before.get(key)!r}, and this run has {settings.get(key)!r}; "
-                "name another folder with --out."
-            )
-    elif processes.is_first():
-        write_json(path, settings)
-
-
 def _draw(artist, benchmark, prompts, *, out, guidance, features):
     """Draws a set, scores what can be scored here, and lays a contact sheet."""
     pictures = out / "pictures"
@@ -183,31 +164,6 @@ def _draw(artist, benchmark, prompts, *, out, guidance, features):
     contact_sheet([d for d, _ in shown], [t for _, t in shown]).save(out / "sheet.png")
     logging.info("%s", benchmark.how_to_score)
     return scores
-
-
-def _report(out, name, scores, settings, count):
-    """evaluation.json, evaluation.md, and the table that a person reads: papers, ours, settings."""
-    published = papers.rows(name)
-    found = {"scores": scores, "count": count, "settings": settings, "published": [row._asdict() for row in published]}
-    write_json(out / "evaluation.json", found)
-    metrics = dict.fromkeys(metric for row in (*published, papers.Row("", scores, "", "")) for metric in row.scores)
-    show = lambda value: "" if value is None else f"{value:.4g}"
-    head = [name, *(row.model for row in published), "ours"]
-    lines = [[m, *(show(row.scores.get(m)) for row in published), show(scores.get(m))] for m in metrics]
-    notes = [f"{row.model} ({row.source}): {row.settings}" for row in published]
-    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in head))
-    for line in lines:
-        table.add_row(*line)
-    console = rich.console.Console()
-    console.print(table)
-    ours = ", ".join(f"{key} {value}" for key, value in settings.items())
-    console.print("\n".join([*notes, f"ours: {count} done; {ours}"]), markup=False, highlight=False)
-    page = [f"# {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    page += [f"| {' | '.join(line)} |" for line in lines]
-    page += ["", "What the papers say of theirs:", "", *(f"- {note}" for note in notes)] if notes else []
-    page += ["", f"Settings of ours, {count} done:", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]
-    (out / "evaluation.md").write_text("\n".join(page), encoding="utf-8")
-    logging.info("Wrote %s and evaluation.md beside it", out / "evaluation.json")
 
 
 if __name__ == "__main__":

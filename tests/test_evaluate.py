@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, evaluate, sharding
+from janus_jax import assembly, sharding
 from janus_jax.data import tokenizer
 from janus_jax.errors import UserError
-from janus_jax.eval import runs, shapes_score
+from janus_jax.eval import report, runs, shapes_score
 from janus_jax.eval.held_out import HeldOut
 from janus_jax.eval.picture_sets import PICTURE_SETS
 from janus_jax.eval.samples import Sampler
@@ -115,17 +115,17 @@ def test_other_tasks_have_another_digest(name, tmp_path):
 
 
 def test_settings_that_were_cut_off_or_differ_are_told(tmp_path):
-    evaluate._pin(tmp_path, {"tasks": "a", "roles": ("x", "y")})
-    evaluate._pin(tmp_path, {"tasks": "a", "roles": ("x", "y")})
+    report.pin(tmp_path, {"tasks": "a", "roles": ("x", "y")})
+    report.pin(tmp_path, {"tasks": "a", "roles": ("x", "y")})
     with pytest.raises(UserError, match="results made with tasks = 'a', and this run has 'b'"):
-        evaluate._pin(tmp_path, {"tasks": "b", "roles": ("x", "y")})
+        report.pin(tmp_path, {"tasks": "b", "roles": ("x", "y")})
     (tmp_path / "settings.json").write_text('{"tasks": ')
     with pytest.raises(UserError, match="settings.json' is not JSON"):
-        evaluate._pin(tmp_path, {"tasks": "a"})
+        report.pin(tmp_path, {"tasks": "a"})
 
 
 def test_the_report_has_papers_ours_and_settings_side_by_side(tmp_path, capsys):
-    evaluate._report(tmp_path, "pope", {"accuracy": 51.25, "f1": 60.0}, {"seed": 3}, 9)
+    report.write(tmp_path, "pope", {"accuracy": 51.25, "f1": 60.0}, {"seed": 3}, 9)
     page, found = (tmp_path / "evaluation.md").read_text(), json.loads((tmp_path / "evaluation.json").read_text())
     assert "| pope | Janus | Janus-Pro-1B | Janus-Pro-7B | JanusFlow 256 | JanusFlow 384 | ours |" in page
     assert page.count("accuracy/f1 |") == 1 and "| accuracy/f1 | 87 | 86.2 | 87.4 | 85.3 | 88 |  |" in page
@@ -134,7 +134,7 @@ def test_the_report_has_papers_ours_and_settings_side_by_side(tmp_path, capsys):
     assert found["published"][0]["scores"] == {"accuracy/f1": 87.0} and found["scores"]["f1"] == 60
     shown = capsys.readouterr().out
     assert "51.25" in shown and "87.4" in shown and "seed 3" in shown
-    evaluate._report(tmp_path, "mjhq", {}, {}, 1)
+    report.write(tmp_path, "mjhq", {}, {}, 1)
     assert (tmp_path / "evaluation.md").read_text().count("| FID |") == 1
 
 

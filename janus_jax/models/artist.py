@@ -92,7 +92,7 @@ class Artist:
         """
         t, b = self.tokenizer, len(conversations)
         rows, starts = zip(*(self._row(turns, system) for turns, _ in conversations), strict=True)
-        ids, real = decode.right_align(rows, pad_id=t.pad, multiple=32)
+        ids, real = decode.right_align(rows, pad_id=t.pad)
         width, slots = ids.shape[1], max(map(len, starts))
         places = np.full((b, slots), width, np.int32)
         pictures = np.zeros((b, slots, self._size, self._size, 3), np.uint8)

@@ -239,7 +239,7 @@ def answer_batch(params, prompts, real, pictures, starts, keys, *, network, eos_
     return continue_answers(params, answers, keys, temperature=temperature, until=max_tokens, **known).ids
 
 
-def right_align(rows, *, pad_id, multiple=8):
+def right_align(rows, *, pad_id, multiple=32):
     """Lists of ids -> int32[B, P] and bool[B, P]; P is rounded up so that few lengths are compiled."""
     width = -(-max(map(len, rows)) // multiple) * multiple
     ids, real = np.full((len(rows), width), pad_id, np.int32), np.zeros((len(rows), width), bool)

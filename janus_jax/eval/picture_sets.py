@@ -32,6 +32,11 @@ class Prompt(NamedTuple):
     files: tuple[str, ...]
     extra: dict
 
+    @property
+    def asked(self):
+        """What its pictures depend on."""
+        return self.id, self.text, self.files
+
 
 class PictureSet:
     """What all sets share; as it stands, pictures of a prompt lie in one file, in rows of a square.

@@ -5,6 +5,7 @@ is found here, once for all of them.
 """
 
 import csv
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,12 @@ class Question(NamedTuple):
     content: str  # the whole turn, chat.IMAGE where a picture stands
     images: tuple  # a Path or bytes for each chat.IMAGE
     extra: dict  # plain JSON; "answer" is the reference, None where it is not public
+
+    @property
+    def asked(self):
+        """What its answer depends on, pictures by their names."""
+        named = [hashlib.blake2b(i).hexdigest() if isinstance(i, bytes) else i.name for i in self.images]
+        return self.id, self.content, named
 
 
 class Benchmark:

@@ -51,13 +51,14 @@ def build_tower(layout, model):
     return put(network.abstract), put(network.axes)
 
 
-def load_artist(path, *, mesh=None, weights="ema"):
+def load_artist(path, *, mesh=None, weights="ema", dtype=None):
     """A trained model from a checkpoint, ready to draw and answer.
 
     Args:
       path: a workdir (its newest complete step) or one checkpoint.
       mesh: where the parameters go, in the compute dtype, the tokenizer in fp32; `inference_mesh` without one.
       weights: 'ema', the moving average where the run kept one, or 'raw'.
+      dtype: what to compute in; the config's own without it.
     """
     saved = checkpoint.open_saved(path)
     config, stage = saved.about["config"], saved.about["stage"]
@@ -67,6 +68,7 @@ def load_artist(path, *, mesh=None, weights="ema"):
         )
     if config is None:
         raise UserError(f"{str(path)!r} holds a tower alone; train a model from it with --config.init_from.")
+    config = config | {"dtype": dtype or config["dtype"]}
     network = build_network(config, stage)
     places = sharding.param_shardings(mesh or inference_mesh(network, config), network.abstract, network.axes)
     dtypes = held_dtypes(network, config, frozen=network.abstract)

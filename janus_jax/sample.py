@@ -28,6 +28,7 @@ TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest code
 TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
 STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
+DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Without it fp32 on CPU, bf16 elsewhere.")
 SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.", 0, 2**32 - 1)
 OUT = cli.flags.DEFINE_string("out", "drawing.png", "draw: the picture, or a contact sheet of several.")
 IMAGE = cli.flags.DEFINE_multi_string("image", None, "ask: a picture file; may be given several times.")
@@ -45,7 +46,7 @@ def main(command):
         raise UserError("--temperature is at least 0, and finite.")
     if TOP_P.value == 0:
         raise UserError("--top_p is above 0; --temperature=0 draws the likeliest codes alone.")
-    artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value)
+    artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value)
     with jax.set_mesh(artist.mesh):
         {"draw": draw, "ask": ask}[command](artist)
 

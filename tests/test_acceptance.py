@@ -27,6 +27,7 @@ from janus_jax.generation.vq_path import VQGuidance
 from janus_jax.weights import files
 from tests import synthetic
 from tests.paths import flow
+from tests.test_decode import drawn
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -175,6 +176,32 @@ def test_a_whole_benchmark_runs_on_the_quickstart(name, tmp_path, record_propert
         made = len(list((out / "pictures").glob(pattern)))
     record_property("figures", f"{made} of {count} in {minutes:.1f} min")
     assert made == count
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_bf16_draws_as_fp32_does_up_to_its_digits(temperature, record_property):
+    """On the quickstart's model: the same codes until a choice is closer than bf16 can tell."""
+    prompts = [f"a {color} {shape}" for color in ("red", "blue", "green", "purple") for shape in shapes.SHAPES[:4]]
+    artists = {d: assembly.load_artist(ROOT / "runs/quickstart", dtype=d) for d in ("float32", "bfloat16")}
+
+    def codes(dtype, prompts, *, devices, first=0):
+        guidance = artists[dtype].guidance(scale=1.5, temperature=temperature)
+        return drawn(artists[dtype], prompts, range(first, first + len(prompts)), devices=devices, guidance=guidance)
+
+    assert artists["bfloat16"].params["llm/norm/scale"].dtype == jnp.bfloat16
+    known = codes("bfloat16", prompts, devices=1)
+    assert len(np.unique(known, axis=0)) > 8
+    others = {
+        "fp32": codes("float32", prompts, devices=1),
+        "bf16 again": codes("bfloat16", prompts, devices=1),
+        "one by one": np.concatenate([codes("bfloat16", [p], devices=1, first=i) for i, p in enumerate(prompts)]),
+        "on 8 devices": codes("bfloat16", prompts, devices=8),
+    }
+    until = lambda a, b: np.where((a != b).any(axis=1), (a != b).argmax(axis=1), a.shape[1]).mean() / a.shape[1]
+    shares = {name: until(known, other) for name, other in others.items()}
+    named = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+    record_property("figures", f"share of a picture's codes before the first that differs from bf16 in one batch: {named}")
+    assert shares["bf16 again"] == 1 and shares["fp32"] > 0.1
 
 
 def test_a_kept_prompt_saves_time(record_property):

@@ -35,7 +35,8 @@ GPU, so how fast it is was not measured: days are useful FLOPs at {mfu:.0%} of t
 *changed*: what differs from the config, where its own setting does not divide over the devices or does not fit. *GiB*:
 what a device needs, of what it has. *state*: parameters, moments and averages alone. *moved*: bytes a device gets from
 others in a step, by XLA's collectives, counted as often as they run. *compiled in*: on 2 CPU cores, often with other work
-beside it, with the compiler's effort for speed at its lowest (`--effort`), which memory hardly depends on.
+beside it, the longest halted meanwhile; with the compiler's effort for speed at its lowest (`--effort`), which memory hardly
+depends on.
 """
 
 

@@ -1,6 +1,5 @@
 """What a run writes while it trains: metrics.jsonl (one line a step), TensorBoard events, a progress line with ETA."""
 
-import functools
 import json
 import re
 import sys
@@ -17,7 +16,6 @@ from janus_jax import chips, processes, sharding
 from janus_jax.errors import UserError
 
 
-@functools.cache
 def peak_flops():
     """FLOP/s that MFU is a share of, over all devices; on CPU what a jitted fp32 product does, best of 15."""
     kind = jax.devices()[0].device_kind

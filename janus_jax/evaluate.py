@@ -45,7 +45,7 @@ TOP_K = cli.flags.DEFINE_integer("top_k", None, "Drawings: only the k likeliest 
 TOP_P = cli.flags.DEFINE_float("top_p", None, "Drawings: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
 STEPS = cli.flags.DEFINE_integer("steps", None, "Euler steps of the drawings (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
-DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it: auto is fp32 on CPU, else bf16.")
+DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it, on CPU mostly fp32.")
 SEEDS = cli.flags.DEFINE_integer("seeds", 4, "shapes: drawings a prompt.", lower_bound=1)
 SEED = cli.flags.DEFINE_integer("seed", 0, "Another one gives other drawings.", 0, 2**20)
 BATCH = cli.flags.DEFINE_integer("batch", 64, "Pictures or questions at once.", lower_bound=1)

@@ -28,7 +28,7 @@ TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest code
 TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
 STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
-DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it: auto is fp32 on CPU, else bf16.")
+DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it, on CPU mostly fp32.")
 SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.", 0, 2**32 - 1)
 OUT = cli.flags.DEFINE_string("out", "drawing.png", "draw: the picture, or a contact sheet of several.")
 IMAGE = cli.flags.DEFINE_multi_string("image", None, "ask: a picture file; may be given several times.")

@@ -19,6 +19,7 @@ gpu=(
   --xla_gpu_enable_pipelined_reduce_scatter=true              # this layer's gradients during the next
   --xla_gpu_all_gather_combine_threshold_bytes=134217728      # a layer's weights are one message of NCCL, not nine
   --xla_gpu_reduce_scatter_combine_threshold_bytes=134217728
+  --xla_gpu_enable_triton_gemm=false                          # products are cuBLAS's; Triton's fail at some shapes
 )
 
 export LIBTPU_INIT_ARGS="${tpu[*]} ${LIBTPU_INIT_ARGS:-}"

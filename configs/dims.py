@@ -12,6 +12,7 @@ def get_config(path):
     with open(path) as file:
         d = json.load(file)
     image, vit, llm, vq = d["image"], d["vision"], d["llm"], d["vq"]
+    _check(image, vit, llm, vq, d["lengths"])
     c = common.get_config()
     c.model = ConfigDict(
         dict(
@@ -64,3 +65,20 @@ def get_config(path):
         )
     )  # fmt: skip
     return c
+
+
+def _check(image, vit, llm, vq, lengths):
+    """Raises ValueError for sizes that do not go together."""
+    reduction = 2 ** (len(vq["channel_mult"]) - 1)
+    wrong = {
+        "llm.width is no multiple of llm.heads": llm["width"] % llm["heads"],
+        "llm.heads is no multiple of llm.kv_heads": llm["heads"] % llm["kv_heads"],
+        "vision.width is no multiple of vision.heads": vit["width"] % vit["heads"],
+        "image.tokens is not (image.size / image.patch)^2": image["tokens"] * image["patch"] ** 2 != image["size"] ** 2,
+        f"vq.channel_mult has levels for pictures {reduction} times the side of their tokens, image.size and image.tokens "
+        "another": image["tokens"] * reduction**2 != image["size"] ** 2,
+        "a width of vq is no multiple of 32": any(vq["base_channels"] * mult % 32 for mult in vq["channel_mult"]),
+        "lengths.und, .text or .gen is empty": not all(lengths[kind] for kind in ("und", "text", "gen")),
+    }
+    if found := [what for what, is_so in wrong.items() if is_so]:
+        raise ValueError(found[0])

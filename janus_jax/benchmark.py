@@ -32,6 +32,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ from janus_jax.errors import UserError
 CONFIG = cli.config_flag()
 DIMS = cli.flags.DEFINE_string("dims", None, "A shape file: model and example lengths; no data are needed.")
 MIXTURE = cli.flags.DEFINE_string("mixture", None, "understanding:text:generation, 2:3:5 without it or a config.")
-ROWS = cli.flags.DEFINE_integer("rows", None, "R, rows of a pack group; the config's own, or 8, without it.")
+ROWS = cli.flags.DEFINE_integer("rows", None, "R, rows of a pack group; the config's own, or 8, without it.", 1)
 CODES = cli.flags.DEFINE_bool("codes", False, "Pictures to draw come as cached codes (made-up data).")
 CORES = cli.flags.DEFINE_integer("cores", os.cpu_count(), "Threads that decode; say how many cores they have.")
 RATE = cli.flags.DEFINE_float("accelerator", 11_000.0, "Tokens a second of the accelerator to feed.")
@@ -90,7 +91,7 @@ def train():
         _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
         s["batch"] = s["rows"] * jax.device_count()
         names = dict(und=TASKS[0], text=TASKS[1], gen=TASKS[2])
-        order = [names[kind] for kind in dims["train"]["kind_cycle"]]
+        order = [names[kind] for kind in _asked(dims, "train", "kind_cycle")] if PEER.value else None
     elif MIXTURE.value or ROWS.value:
         _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
     if PEER.value and not order:  # two of every five examples, say, in an order that is no order
@@ -105,18 +106,17 @@ def train():
 def draw():
     """Drawing from a prompt: a dict of figures."""
     config, stage, *_, dims = _model()
-    prompt = dims["draw"]["prompt_tokens"] if dims else 30
+    prompt = _asked(dims, "draw", "prompt_tokens") if dims else 30
     return speed.draw(config, stage, prompt=prompt, batch=BATCH.value, repeats=REPEATS.value, against=PEER.value)
 
 
 def ask():
     """Answering a question: a dict of figures."""
     config, stage, *_, dims = _model()
-    sizes = dims["ask"] if dims else dict(text_tokens=60, answer_tokens=64)
+    question, answer = (_asked(dims, "ask", name) for name in ("text_tokens", "answer_tokens")) if dims else (60, 64)
     return speed.ask(
-        config, stage, question=sizes["text_tokens"], answer=sizes["answer_tokens"], batch=BATCH.value,
-        repeats=REPEATS.value, against=PEER.value,
-    )  # fmt: skip
+        config, stage, question=question, answer=answer, batch=BATCH.value, repeats=REPEATS.value, against=PEER.value
+    )
 
 
 def _model():
@@ -126,6 +126,7 @@ def _model():
         return config, "stage_2", lengths, (dims["image"]["tokens"],) * 2, dims
     config = (CONFIG.value or importlib.import_module("configs.pro_1b").get_config("2")).to_dict()
     stage = list(config["stages"])[-1]
+    assembly.check_stage(config, stage)
     config["stages"][stage]["sources"] = {task: {task: 1} for task in TASKS}
     return config, stage, *estimate.made_up_lengths(config, stage, assembly.build_network(config, stage)), None
 
@@ -198,8 +199,18 @@ def _read_dims():
         config = importlib.import_module("configs.dims").get_config(DIMS.value).to_dict()
         config["stages"]["stage_2"]["sources"] = {task: {task: 1} for task in TASKS}
         return config, synthetic.table(dims), dims
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise UserError(f"--dims={DIMS.value} is no shape file: it has no {error}.") from None
+    except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"--dims={DIMS.value} is no shape file: {error}.") from None
+
+
+def _asked(dims, part, name):
+    """A number of a shape file that not every benchmark needs."""
+    try:
+        return dims[part][name]
+    except KeyError:
+        raise UserError(f"--dims={DIMS.value} does not say {part}.{name}, which this benchmark needs.") from None
 
 
 def _of_dims():
@@ -214,12 +225,9 @@ def _of_dims():
 def _mix(s, lengths, *, mixture, rows):
     """Gives a stage a mixture like '2:3:5' (None keeps its own), its rows, and the picture slots that follow from them."""
     if mixture:
-        try:
-            s["mixture"] = tuple(float(share) for share in mixture.split(":"))
-        except ValueError:
-            raise UserError(f"--mixture={mixture} is no ratio like 2:3:5.") from None
-        if len(s["mixture"]) != len(TASKS):
+        if not re.fullmatch(r"(\d+(\.\d+)?(:|$)){3}", mixture) or not any(shares := [*map(float, mixture.split(":"))]):
             raise UserError(f"--mixture={mixture} is no ratio like 2:3:5.")
+        s["mixture"] = tuple(shares)
     s["rows"] = rows
     s["und_slots"], s["gen_slots"], _ = fill.budgets(lengths, s["mixture"], rows=rows, length=s["length"])
 

@@ -5,6 +5,7 @@ and the same command continues.
 """
 
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def _parse(argv, words):
     """Parses flags; what is wrong with them is a user's mistake too, misspelt config fields included."""
     try:
         rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            getattr(flags.FLAGS.config, "keys", None)  # a file that could not be read says so when it is asked anything
     except (
         flags.Error,
         ImportError,
@@ -74,7 +77,11 @@ def _parse(argv, words):
         OSError,
         config_dict.JSONDecodeError,
     ) as error:
-        what = str(error.args[0] if error.args else error)
+        what = str(error if isinstance(error, (OSError, SyntaxError)) else error.args[0] if error.args else error)
+        if "Traceback" in what or "earlier failure" in what:  # of a config file: what it said stands last
+            what = re.split(r"Error: |failure to load: ", what.strip().splitlines()[-1].strip(), maxsplit=1)[-1]
+        if meant := re.search(r'Did you mean "(.*)" instead of "(.*)"', what):
+            what = f"--config has no field '{meant[2]}'; did you mean '{meant[1]}'?"
         if isinstance(error, (AttributeError, KeyError)) and " " not in what:  # a bare name, the field not found
             name = what.strip("\"'")
             what = f"--config has no field '{name}'; the config's page and configs/common.py list them."

@@ -46,13 +46,19 @@ def settings(config, stage, target):
         values = {name: value for name, (place, value) in zip(table, choice, strict=True)}
         changes = {name: value for (name, (place, value)) in zip(table, choice, strict=True) if place}
         setting = _changed(config, stage, target, lengths, **values)
-        try:
-            mesh = sharding.abstract_mesh(*sharding.mesh_sizes(target.count, **setting["mesh"]))
-            assembly.check_division(setting["stages"][stage], mesh)
-            sharding.param_shardings(mesh, network.abstract, network.axes)
-        except UserError:
-            continue
-        yield changes, setting
+        if misfit(setting, stage, target, network) is None:
+            yield changes, setting
+
+
+def misfit(config, stage, target, network=None):
+    """Why a stage does not divide over a topology, in a sentence, or None."""
+    network = network or assembly.build_network(config, stage)
+    try:
+        mesh = sharding.abstract_mesh(*sharding.mesh_sizes(target.count, **config["mesh"]))
+        assembly.check_division(config["stages"][stage], mesh)
+        sharding.param_shardings(mesh, network.abstract, network.axes)
+    except UserError as error:
+        return str(error)
 
 
 def _changed(config, stage, target, table, *, microbatches, tensor, rows, moments, remat):
@@ -87,7 +93,7 @@ def cell(config, stage, target, *, mfu):
         "moments": each(state.opt_state),
         "average": each(state.ema),
         "gradients": each(state.trainable),
-        "activations": _activations(config, stage, mesh),
+        "activations": _activations(config, stage, mesh, trainable=state.trainable),
     }
     count = lambda tree: sum(a.size for a in tree.values())
     parts, tokens = step_parts(config, stage, network, tuple(state.trainable))
@@ -142,9 +148,12 @@ def made_up_lengths(config, stage, network):
     return synthetic.realistic(und_tokens=und_tokens, gen_tokens=gen_tokens, length=length), (und_tokens, gen_tokens)
 
 
-def _activations(config, stage, mesh):
-    """Bytes on a device beside the state: what blocks keep, one block at work, gathered weights, logits, pictures."""
+def _activations(config, stage, mesh, *, trainable):
+    """Bytes on a device beside the state: what blocks keep, one block at work, gathered weights and the gradients that are
+    not cut yet, logits, pictures.
+    """
     s, llm, generation = config["stages"][stage], config["model"]["llm"], config["model"]["generation"]
+    trains = lambda part: any(path.startswith(part) for path in trainable)
     d, hidden, vocab = llm["embed_dim"], llm["mlp_dim"], llm["vocab_size"] // mesh.shape["tensor"]
     split = mesh.shape["tensor"]
     groups = s["batch"] // s["rows"] // sharding.batch_divisor(mesh) // s["microbatches"]
@@ -153,9 +162,12 @@ def _activations(config, stage, mesh):
         llm["remat"]
     ]
     work = tokens * (8 * d + 4 * hidden // split)
-    weights = 2 * (4 * d * d + 3 * d * hidden) // split + 4 * vocab * d
+    layer = (4 * d * d + 3 * d * hidden) // split
+    weights = 2 * layer + 4 * vocab * d + trains("llm/") * 2 * (layer + 2 * vocab * d)
     channels, levels = 128, 4  # of the tokenizers at full resolution, fp32, and how many such maps live at once
-    seen = pictures * generation["image_size"] ** 2 * channels * 4 * levels
+    picture = generation["image_size"] ** 2
+    at_once = pictures * picture if trains("generation/tokenizer/") else max(sharding.IN_TURN, picture)
+    seen = min(pictures * picture, at_once) * channels * 4 * levels
     logits = 3 * 4 * groups * LOGITS * vocab
     return 2 * (tokens * kept * llm["num_layers"] + work + weights) + max(logits, seen)
 

@@ -9,7 +9,8 @@ Topologies are TPU slices by their shape in chips (v5e:4x4, v5e:16x16, v5p:4x4x4
 (2xv5p:4x4x4), and GPUs by number (h100:8, h100:64, h200:8). Any field of the config can be changed, as in training:
 --config.mesh.tensor=2, --config.stages.stage_2.microbatches=4.
 
-Without --compile, bytes are what the state takes, exactly, and an estimate of the activations. With it, the train step is
+Without --compile, bytes are what the state takes, exactly, and an estimate of the activations (in all, 0.8 to 1.3 of what
+the compilers say in docs/scale.md). With it, the train step is
 compiled by the compiler of that device (pip install -r requirements-plan.txt; no device is needed), and bytes are the
 compiler's own; they are kept in ~/.cache/janus_jax, and the same program is not compiled again. Where a setting does not
 divide or fit, nearby ones are tried, and the first that does is named.
@@ -26,7 +27,6 @@ import os
 import re
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -45,7 +45,7 @@ TOPOLOGY = cli.flags.DEFINE_list("topology", [], "Names like v5p:4x4x4, 2xv5p:4x
 COMPILE = cli.flags.DEFINE_bool("compile", False, "Compiles the train step for each topology.")
 MFU = cli.flags.DEFINE_float("mfu", 0.45, "Share of the peak that days are counted at.", lower_bound=0.01, upper_bound=1.0)
 EFFORT = cli.flags.DEFINE_float(
-    "effort", -1.0, "How hard the compiler tries to be fast, -1 to 1; 0 is what training uses. Memory hardly depends on it."
+    "effort", -1.0, "How hard the compiler tries to be fast; 0 is what training uses, and takes longer.", -1.0, 1.0
 )
 PAPERS = cli.flags.DEFINE_bool("papers", False, "What the papers' own runs come to.")
 TABLE = cli.flags.DEFINE_string("table", None, "A page to make, cell by cell: every recipe's stages on every pod.")
@@ -56,29 +56,26 @@ def main():
     """Reads the flags and plans."""
     topology.without_devices()
     if PAPERS.value:
-        return show(estimate.papers())
+        show(rows := estimate.papers())
+        return _json(rows)
     if TABLE.value:
         return scale.page(TABLE.value, plan, mfu=MFU.value)
     if CONFIG.value is None or not TOPOLOGY.value:
         raise UserError(
             "Name a config and a topology: python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4."
         )
-    config = CONFIG.value.to_dict()
-    wanted = [topology.parse(name) for name in TOPOLOGY.value]
-    name = cli.config_file()
-    found = [
-        plan(config, stage, target, name=name, compiled=COMPILE.value, mfu=MFU.value)
-        for stage in config["stages"]
-        for target in wanted
-    ]
-    for cell in found:
-        show([{"what": name, "value": value} for name, value in figures_of(cell).items()])
-    for cell in found:
-        for line in cell["notes"]:
-            rich.print(f"[dim]{cell['stage']} {cell['topology']}: {line}[/dim]")
-    if JSON.value:
-        for cell in found:
-            print(json.dumps(cell), flush=True)
+    config, found = CONFIG.value.to_dict(), []
+    wanted = [topology.parse(name) for name in TOPOLOGY.value if name]
+    for target in wanted if COMPILE.value else ():
+        topology.devices(target)  # a shape that there is not is told before hours of compiling
+    for stage in config["stages"]:
+        for target in wanted:
+            cell = plan(config, stage, target, name=cli.config_file(), compiled=COMPILE.value, mfu=MFU.value)
+            show([{"what": name, "value": value} for name, value in figures_of(cell).items()])
+            for line in cell["notes"]:
+                rich.print(f"[dim]{cell['stage']} {cell['topology']}: {line}[/dim]")
+            found.append(cell)
+    _json(found)
 
 
 def plan(config, stage, target, *, name, compiled, mfu):
@@ -96,8 +93,9 @@ def plan(config, stage, target, *, name, compiled, mfu):
       dict: figures of the config's own setting, or of the nearest one that divides and fits.
 
     Raises:
-      UserError: where no setting divides, and where --compile lacks its compiler.
+      UserError: for numbers that no run can have, where no setting divides, and where --compile lacks its compiler.
     """
+    assembly.check_stage(config, stage)
     config = copy.deepcopy(config)
     config["dtype"] = "bfloat16" if config["dtype"] == "auto" else config["dtype"]
     first, notes = None, []
@@ -106,7 +104,7 @@ def plan(config, stage, target, *, name, compiled, mfu):
         if first and cell["bytes_per_device"] > 1.5 * cell["bytes_limit"]:
             continue
         if compiled:
-            cell |= compile_step(setting, stage, target)
+            cell |= compile_step(setting, stage, target) | {"compiler": topology.compiler(target)}
         cell |= {"config": name, "changes": changes, "notes": notes}
         if cell["fits"]:
             return cell
@@ -115,8 +113,9 @@ def plan(config, stage, target, *, name, compiled, mfu):
         first = first or cell
     if first is None:
         raise UserError(
-            f"Stage {stage} does not divide over the {target.count} devices of {target.name} in any near setting; give "
-            f"--config.mesh, --config.stages.{stage}.batch, rows or microbatches."
+            f"Stage {stage} does not divide over the {target.count} devices of {target.name}, nor does any setting near its "
+            f"own ({estimate.misfit(config, stage, target)}); give --config.mesh, --config.stages.{stage}.batch, rows or "
+            "microbatches."
         )
     return first
 
@@ -153,10 +152,8 @@ def _kept(lowered, target):
     """The file of a program's figures, named after all that they depend on. (What these compilers make cannot be loaded
     where their devices are not, so jax's own cache of programs is of no use.)
     """
-    versions = sorted(f"{d.name} {d.version}" for d in metadata.distributions() if re.match("jax|libtpu", d.name))
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     readers = [inspect.getsource(hlo), inspect.getsource(_figures), inspect.getsource(_does_not_fit)]
-    parts = [lowered.as_text(), target.name, str(EFFORT.value), *versions, *flags, *readers]
+    parts = [lowered.as_text(), target.name, str(EFFORT.value), topology.compiler(target), *readers]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax/plan" / f"{name}.json"
 
@@ -181,7 +178,7 @@ def _does_not_fit(message):
     said = {"compiled": True, "fits": False}
     if told := re.search(r"([\d.]+)([KMGT])\)? exceeds", message):  # where it does not say how much, the estimate stays
         total = float(told[1]) * 1024 ** ("KMGT".index(told[2]) + 1)
-        said |= {"bytes_per_device": total, "bytes_by_kind": {"temporaries": total}}
+        said |= {"bytes_per_device": total, "bytes_by_kind": {"all of it": total}}
     return said
 
 
@@ -196,6 +193,12 @@ def _watched(what):
     with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as progress:
         progress.add_task(f"compiling {what}", total=None)
         yield
+
+
+def _json(rows):
+    """Where --json asks for it, an object a line."""
+    for row in rows if JSON.value else ():
+        print(json.dumps(row), flush=True)
 
 
 def show(rows):
@@ -217,7 +220,7 @@ def figures_of(cell):
         "stage": f"{cell['stage'].removeprefix('stage_')} on {cell['topology']}",
         "mesh, data x fsdp x tensor": mesh,
         "changed, to divide or fit": changes or "-",
-        "fits": "yes" if cell["fits"] else "NO",
+        "fits": ("yes" if cell["fits"] else "NO") + ("" if cell["compiled"] else ", by estimate"),
         "GiB a device": f"{cell['bytes_per_device'] / GIB:.2f} of {cell['bytes_limit'] / GIB:.2f}",
         **{f"  {kind}": f"{size / GIB:.2f}" for kind, size in kinds.items()},
         "parameters, B": f"{cell['parameters'] / 1e9:.3f}, {cell['trainable_parameters'] / 1e9:.3f} train",

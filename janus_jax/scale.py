@@ -27,7 +27,8 @@ HEAD = """# Every recipe on every pod
 
     . launch/xla_flags.sh; python -m janus_jax.plan --table=docs/scale.md
 
-makes this page and goes on where it stopped; the cells lie in `{cells}`, and a line that is deleted there is made anew.
+makes this page and goes on where it stopped; the cells lie in `{cells}`, each with the compiler's version and flags, and
+those of another compiler are made anew.
 No accelerator was there: the train step of `janus_jax.train`, at the papers' global batch, was compiled by each device's
 own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing was run, on a TPU or on a
 GPU, so how fast it is was not measured: days are useful FLOPs at {mfu:.0%} of the peak.
@@ -52,17 +53,15 @@ def page(path, plan, *, mfu):
     kept = path.with_suffix(".jsonl")
     cells = {_key(c): c for c in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     for number, (name, stage, pod, batch) in enumerate(CELLS, 1):
-        key = (name, f"stage_{stage}", pod, batch)
-        if key in cells:
+        key, target = (name, f"stage_{stage}", pod, batch), topology.parse(pod)
+        if key in cells and cells[key]["compiler"] == topology.compiler(target):
             continue
         logging.info("Cell %d of %d: %s, stage %s, %s", number, len(CELLS), name, stage, pod)
         config = importlib.import_module(f"configs.{name}").get_config(stage).to_dict()
         if batch:
             config["stages"][f"stage_{stage}"]["batch"] = batch
-        found = plan(config, f"stage_{stage}", topology.parse(pod), name=name, compiled=True, mfu=mfu)
+        found = plan(config, f"stage_{stage}", target, name=name, compiled=True, mfu=mfu)
         cells[key] = found | {"batch": batch}
-        with kept.open("a") as file:
-            file.write(json.dumps(cells[key]) + "\n")
         _write(path, cells, mfu)
     _write(path, cells, mfu)
 
@@ -72,10 +71,13 @@ def _key(cell):
 
 
 def _write(path, cells, mfu):
-    """The page of the cells that there are, in the order of the list."""
+    """The cells that there are, and the page of them, in the order of the list."""
+    order = [(name, f"stage_{stage}", pod, batch) for name, stage, pod, batch in CELLS]
+    kept = [cells[key] for key in order if key in cells]
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in kept))
     lines = [HEAD.format(cells=path.with_suffix(".jsonl").name, mfu=mfu, jax=jax.__version__)]
     for name in dict.fromkeys(name for name, *_ in CELLS):
-        rows = [cells[key] for key in ((n, f"stage_{s}", p, b) for n, s, p, b in CELLS) if key in cells and key[0] == name]
+        rows = [cell for cell in kept if cell["config"] == name]
         if not rows:
             continue
         lines += [f"## configs/{name}.py", ""]

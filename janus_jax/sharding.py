@@ -250,7 +250,10 @@ def per_device(function, *, inputs, output, over=None):
     return jax.shard_map(function, **specs, check_vma=False)
 
 
-def in_turn(function, pictures, *, pixels=2 * 384**2):
+IN_TURN = 2 * 384**2  # pixels of pictures that go through a tokenizer at once on a device
+
+
+def in_turn(function, pictures, *, pixels=IN_TURN):
     """Runs a net over pictures a few at a time on every device, since feature maps at full resolution are large.
 
     Args:

@@ -117,6 +117,7 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
         "tokens_real": real["ours"] / BATCHES, "tokens_padded": padded["ours"] / BATCHES,
         "tokens_per_second": real["ours"] / median, "tokens_per_second_padded": padded["ours"] / median,
         "images_per_second": (done["und_pictures"] + done["gen_pictures"]) / median,
+        "token_fill": done["token_fill"], "slot_fill": done["slot_fill"],
         "mfu": flops(done) / median / rate_of_product, "mfu_raw": flops(every) / median / rate_of_product,
         "peak_flops": rate_of_product, "bytes_per_device": sum(memory.values()), "peak_bytes": _peak_bytes(),
         "compile_seconds": compiled_in, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
@@ -246,12 +247,13 @@ def _prompts(config, length, batch):
 
 
 def _rates(name, seconds, figures, *, tokens_real, tokens_padded, images):
-    """The figures of a drawing or an answer; MFU is a training step's alone."""
+    """The figures of a drawing or an answer; MFU and fill are a training step's alone."""
     times = of_times(seconds["ours"])
     median = times["seconds_median"]
     figures = {"name": name} | times | {
         "tokens_real": tokens_real, "tokens_padded": tokens_padded, "tokens_per_second": tokens_real / median,
-        "images_per_second": images / median, "mfu": None, **figures, "peak_bytes": _peak_bytes(),
+        "images_per_second": images / median, "token_fill": None, "slot_fill": None, "mfu": None, **figures,
+        "peak_bytes": _peak_bytes(),
         "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
     }  # fmt: skip
     for way in seconds.keys() - {"ours"}:

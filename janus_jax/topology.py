@@ -10,6 +10,7 @@ import importlib.util
 import math
 import os
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +98,13 @@ def devices(topology):
     if not has_compiler(topology):
         raise UserError(INSTALL)
     return _described(topology)
+
+
+def compiler(topology):
+    """What programs for it are compiled by: versions, and the flags that the compiler is given."""
+    of, flags = {"tpu": ("libtpu", "LIBTPU_INIT_ARGS"), "cuda": ("jax[-_]cuda.*", "XLA_FLAGS")}[topology.platform]
+    found = {f"{d.name} {d.version}" for d in metadata.distributions() if re.fullmatch(f"jax|jaxlib|{of}", d.name)}
+    return " ".join([*sorted(found), *os.environ.get(flags, "").split()])
 
 
 def has_compiler(topology):

@@ -31,6 +31,22 @@ again() {
   done
 }
 
+# passing_signals COMMAND...: runs it to its end, and tells it what this shell is told; bash alone would end at once.
+passing_signals() {
+  local code=0 child=
+  show "$@"
+  [[ -z ${DRY_RUN:-} ]] || return 0
+  trap 'STOPPED=1; [[ -z ${child:-} ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
+  "$@" &
+  child=$!
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
+    code=0
+    wait "$child" || code=$?
+  done
+  return "$code"
+}
+
 # outweighs CODE OTHER: whether the code of one process counts, not another's: an error of its own does, and what comes first;
 # not what the others' end made of it.
 outweighs() { (($1 && ($2 == 0 || $2 == CODE_AGAIN || $2 >= 128))); }
@@ -44,7 +60,13 @@ complain() {
   exit 2
 }
 
-# parse "NAMES" WORDS...: puts --name=value into the variable NAME, and what stands behind -- into `arguments`.
+# number NAME SMALLEST VALUE: a flag that is a whole number.
+number() {
+  if [[ ! $3 =~ ^[0-9]+$ ]] || (($3 < $2)); then complain "--$1=$3 is no whole number, at least $2"; fi
+}
+
+# parse "NAMES" WORDS...: puts --name=value into the variable NAME, and what stands behind -- into `arguments`; `name?` is a
+# switch, which has no value.
 parse() {
   local known=" $1 " word name
   shift
@@ -62,8 +84,14 @@ parse() {
         ;;
     esac
     name=${word%%=*} name=${name#--}
-    [[ $word == --* && $known == *" $name "* ]] || complain "unknown flag $word"
-    [[ $word == *=* ]] || word=1 # a switch
+    if [[ $word == --* && $known == *" $name? "* ]]; then
+      [[ $word != *=* ]] || complain "--$name is a switch and takes no value"
+      word='=1'
+    elif [[ $word != --* || $known != *" $name "* ]]; then
+      complain "unknown flag $word"
+    elif [[ $word != *=* ]]; then
+      complain "--$name wants a value, as --$name=..."
+    fi
     printf -v "${name^^}" %s "${word#*=}"
   done
 }

@@ -28,8 +28,12 @@ cd "$(dirname "$0")/.."
 
 NAME=${NAME:-janus} IMAGE=${IMAGE:-} ACCELERATOR=${ACCELERATOR:-} TOPOLOGY=${TOPOLOGY:-} HOSTS=${HOSTS:-} CHIPS=${CHIPS:-4}
 SLICES=${SLICES:-1} BUCKET=${BUCKET:-} SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default} SPOT=${SPOT:-} RETRIES=${RETRIES:-20}
-parse "name image accelerator topology hosts chips slices bucket service_account spot retries" "$@"
+parse "name image accelerator topology hosts chips slices bucket service_account spot? retries" "$@"
 [[ $IMAGE && $ACCELERATOR && $TOPOLOGY && $HOSTS ]] || complain "--image, --accelerator, --topology and --hosts are needed"
+number hosts 1 "$HOSTS"
+number chips 1 "$CHIPS"
+number slices 1 "$SLICES"
+number retries 0 "$RETRIES"
 ((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b"
 
 # if_set VALUE LINES: the lines of the manifest that a setting brings with it.

@@ -19,7 +19,10 @@ cd "$(dirname "$0")/.."
 
 PROCESSES=${PROCESSES:-2} DEVICES=${DEVICES:-1} PORT=${PORT:-} PYTHON=${PYTHON:-python}
 parse "processes devices port retries" "$@"
-[[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || complain "--processes=$PROCESSES is no number"
+number processes 1 "$PROCESSES"
+number devices 1 "$DEVICES"
+number port 1 "${PORT:-1}"
+number retries 0 "${RETRIES:-0}"
 ((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/tiny.py"
 . launch/xla_flags.sh
 

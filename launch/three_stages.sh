@@ -20,26 +20,10 @@ cd "$(dirname "$0")/.."
 CONFIG=${CONFIG:-} WORKDIR=${WORKDIR:-} STAGES=${STAGES:-1 2 3}
 parse "config workdir stages stage_1 stage_2 stage_3 stage_tokenizer retries" "$@"
 [[ $CONFIG && $WORKDIR ]] || complain "--config and --workdir are needed"
+[[ $STAGES == *[![:space:]]* ]] || complain "--stages names none"
+number retries 0 "${RETRIES:-0}"
 ((${#arguments[@]})) || complain "what starts a training stands behind --, for example -- python -m janus_jax.train"
 [[ ${arguments[0]} == launch/* ]] || . launch/xla_flags.sh # a launcher of this folder does so itself
-
-child=
-trap 'STOPPED=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
-
-# Runs a command until it has ended, signals or not.
-passing_signals() {
-  local code=0
-  show "$@"
-  [[ -z ${DRY_RUN:-} ]] || return 0
-  "$@" &
-  child=$!
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
-    code=0
-    wait "$child" || code=$?
-  done
-  return "$code"
-}
 
 for stage in $STAGES; do
   [[ -z ${STOPPED:-} ]] || exit "$CODE_AGAIN"

@@ -25,8 +25,10 @@ cd "$(dirname "$0")/.."
 
 NAME=${NAME:-janus} ZONE=${ZONE:-} TYPE=${TYPE:-} SLICES=${SLICES:-1} VERSION=${VERSION:-} PROJECT=${PROJECT:-}
 BUCKET=${BUCKET:-} SPOT=${SPOT:-} KEEP=${KEEP:-}
-parse "name zone type slices version project bucket spot keep retries" "$@"
+parse "name zone type slices version project bucket spot? keep? retries" "$@"
 [[ $ZONE && $TYPE ]] || complain "--zone and --type are needed"
+number slices 1 "$SLICES"
+number retries 0 "${RETRIES:-0}"
 ((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=bucket/runs/pro_7b"
 if [[ -z $VERSION ]]; then
   case $TYPE in

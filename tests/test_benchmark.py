@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ SHAPES = {
 }  # fmt: skip
 KEYS = {
     "name", "seconds_median", "min", "max", "n", "tokens_real", "tokens_padded", "tokens_per_second", "images_per_second",
-    "mfu", "device",
+    "token_fill", "slot_fill", "mfu", "device",
 }  # fmt: skip
 
 
@@ -130,10 +131,42 @@ def test_both_train_on_the_same_loss(shape_file, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"llm": {"heads": 3}}, "llm.width is no multiple of llm.heads"),
+        ({"image": {"tokens": 5}}, "image.tokens is not (image.size / image.patch)^2"),
+        ({"vq": {"channel_mult": [1, 1]}}, "pictures 2 times the side of their tokens"),
+        ({"vq": {"base_channels": 40}}, "no multiple of 32"),
+        ({"lengths": {"und": []}}, "is empty"),
+    ],
+)
+def test_shapes_that_no_model_has_are_told(change, said, tmp_path):
+    (part, values), path = *change.items(), tmp_path / "shapes.json"
+    path.write_text(json.dumps(SHAPES | {part: SHAPES[part] | values}))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        dims_config.get_config(path)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ([], "is no shape file"),
+        ({"name": "x"}, "is no shape file: it has no 'image'"),
+        ({k: v for k, v in SHAPES.items() if k != "draw"}, "does not say draw.prompt_tokens"),
+    ],
+)
+def test_files_of_another_kind_are_told(content, said, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    done = run("draw", f"--dims={tmp_path}/x.json")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     "words, said",
     [
         (["train", "--dims=nowhere.json"], "is no shape file"),
         (["train", "--config=configs/flow_1p3b.py:2", "--peer=transformers"], "no Janus that draws this way"),
+        (["train", "--mixture=0:0:0"], "--mixture=0:0:0 is no ratio"),
         (["fly"], "Say which of"),
     ],
 )

@@ -194,8 +194,16 @@ def test_a_plan_by_formula():
         (("--config=configs/pro_7b.py:2", "--topology=v5p"), "is no topology"),
         (
             ("--config=configs/pro_7b.py:2", "--topology=v5p:4x4x4", "--config.mesh.fsdp=3"),
-            "does not divide over the 64 devices",
+            "does not divide over the 64 devices of v5p:4x4x4, nor does any setting near its own (Mesh data=",
         ),
+        (("--config=configs/nope.py:2", "--topology=v5p:4x4x4"), "No such file or directory: 'configs/nope.py'"),
+        (("--config=configs/pro_7b.py:9", "--topology=v5p:4x4x4"), "Error: --config names no stage '9'"),
+        (("--config=configs/pro_7b.py:2", "--config.dtyp=x"), "config has no field 'dtyp'; did you mean 'dtype'?"),
+        (
+            ("--config=configs/pro_7b.py:2", "--topology=v5e:4x4", "--config.stages.stage_2.microbatches=0"),
+            "config.stages.stage_2.microbatches is 0; it must be at least 1",
+        ),
+        (("--effort=5",), "effort"),
     ],
 )
 def test_mistakes_are_told(flags, message):

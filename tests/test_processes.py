@@ -196,6 +196,47 @@ def test_scripts_tell_mistakes_and_help(name):
         assert done.returncode == 2 and "Error: unknown flag --dri-run" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name, words, said",
+    [
+        ("local.sh", ["--processes", *TRAIN], "--processes wants a value"),
+        ("local.sh", ["--devices=x", *TRAIN], "--devices=x is no whole number"),
+        ("local.sh", ["--retries=-1", *TRAIN], "--retries=-1 is no whole number"),
+        ("local.sh", ["--processes=0", *TRAIN], "--processes=0 is no whole number, at least 1"),
+        ("tpu_vm.sh", [*ON_TPU, "--keep=0", *TRAIN], "--keep is a switch and takes no value"),
+        ("tpu_vm.sh", [*ON_TPU, "--slices=0", *TRAIN], "--slices=0 is no whole number, at least 1"),
+        ("gke.sh", [*ON_GKE, "--hosts=four", *TRAIN], "--hosts=four is no whole number"),
+        ("three_stages.sh", ["--config=c", "--workdir=w", "--stages= ", "--", "python"], "--stages names none"),
+        ("slurm.sbatch", [], "say what to train"),
+    ],
+)
+def test_flags_that_mean_nothing_are_told(name, words, said):
+    done = script(name, *words)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def test_slurm_shows_wherever_it_is_asked_to(tmp_path):
+    done = script("slurm.sbatch", "--config=x", "--dry-run", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 0 and "+ srun" in done.stderr and "--dry-run" not in done.stderr
+
+
+def test_a_job_of_slurm_saves_before_it_is_queued_again(tmp_path):
+    """A stand-in for srun that tells the task alone to stop, as SLURM does with what it did not start itself."""
+    tools = {
+        "srun": 'while [[ $1 == --* ]]; do shift; done\n"$@" & task=$!\n'
+        f"until [[ -e {tmp_path}/begun ]]; do sleep 0.1; done\nkill -TERM $task; wait $task",
+        "scontrol": f'echo "$*" > {tmp_path}/asked',
+        "python": f"trap 'touch {tmp_path}/saved; exit 75' TERM; touch {tmp_path}/begun; while true; do sleep 0.1; done",
+    }
+    for name, lines_of in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines_of}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python", "SLURM_JOB_ID": "7"}
+    done = script("slurm.sbatch", "--config=x", **env)
+    assert done.returncode == 75, done.stderr
+    assert (tmp_path / "saved").exists() and (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
 def test_settings_come_from_the_environment_too():
     done = script("local.sh", "--dry-run", *TRAIN, PROCESSES="1", PORT="99")
     assert "--distributed=localhost:99 --num_processes=1 --process_id=0" in done.stderr

@@ -68,18 +68,19 @@ def make(network, tx, *, learning_rate, microbatches, seed, ema_decay=0.0):
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
             updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            finite = jnp.isfinite(value) & jnp.isfinite(norm)
+            keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
+            average = {p: e + (1 - ema_decay) * (trainable[p] - e) for p, e in state.ema.items()}
+            opt_state, average = keep(opt_state, state.opt_state), keep(average, state.ema)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = metrics | {"loss": value, "grad_norm": norm, "lr": learning_rate(state.step), "skipped": skipped}
-        trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
-        average = {p: e + (1 - ema_decay) * (trainable[p] - e) for p, e in state.ema.items()}
         return TrainState(
             step=state.step + 1,
             trainable=trainable,
             frozen=state.frozen,
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(average, state.ema),
+            opt_state=opt_state,
+            ema=average,
             skipped=skipped,
         ), metrics
 

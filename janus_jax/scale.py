@@ -37,8 +37,8 @@ GPU, so how fast it is was not measured: days are useful FLOPs at {mfu:.0%} of t
 what a device needs, of what it has. *state*: parameters, moments and averages alone. *moved*: bytes a device gets from
 others in a step, by XLA's collectives, counted as often as they run. On TPUs the gradients' reduce-scatters are half of it:
 this compiler makes each an all-reduce, twice the bytes, and cuts the shard out of it, one written by hand
-(`lax.psum_scatter`) too. *compiled in*: on 2 CPU cores, often with other work beside it, the longest halted meanwhile, at the
-compiler's lowest effort for speed (`--effort`). Training's own effort, 0, moves somewhat less: of pro_1b's stage 2 with four
+(`lax.psum_scatter`) too. *compiled in*: on 2 CPU cores, often with other work beside it, the longest halted meanwhile, at
+the compiler's lowest effort for speed (`--effort`). Training's own effort, 0, moves less: of pro_1b's stage 2 with four
 layers on v5p:4x4x4, 6.0 GB instead of 6.5.
 """
 

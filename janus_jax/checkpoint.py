@@ -44,6 +44,11 @@ class Saved(NamedTuple):
     step: int
     about: dict
 
+    @property
+    def fingerprint(self):
+        """16 hexadecimal digits of all it holds, by its sums: another run's same step has others."""
+        return digest.of_text(json.dumps(self.about.get("sums"), sort_keys=True))
+
 
 class Writer:
     """Saves steps into a workdir, keeping the newest few, and step 0, which only `convert import` writes."""

@@ -30,5 +30,9 @@ def of_arrays(arrays):
 
 def fingerprint(arrays):
     """{name: array} -> 16 hexadecimal digits for all of them and their names."""
-    words = (f"{name} {digits}" for name, digits in sorted(of_arrays(arrays).items()))
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    return of_text("\n".join(f"{name} {digits}" for name, digits in sorted(of_arrays(arrays).items())))
+
+
+def of_text(text):
+    """16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

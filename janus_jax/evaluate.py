@@ -39,10 +39,14 @@ CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or on
 BENCHMARK = cli.flags.DEFINE_string("benchmark", SHAPES, f"What to score: {', '.join(KNOWN)}.")
 DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's own files.")
 OUT = cli.flags.DEFINE_string("out", None, "Folder for the results; shapes: the checkpoint's own without it.")
-GUIDANCE = cli.flags.DEFINE_float("guidance", None, "Guidance scale of the drawings; config.samples.guidance without it.")
-TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "Temperature of the drawings (Janus), 0 is greedy; 1 without it.")
+GUIDANCE = cli.define_finite("guidance", None, "Guidance scale of the drawings; config.samples.guidance without it.")
+TEMPERATURE = cli.define_finite(
+    "temperature", None, "Temperature of the drawings (Janus), 0 is greedy; 1 without it.", lower_bound=0
+)
 TOP_K = cli.flags.DEFINE_integer("top_k", None, "Drawings: only the k likeliest codes (Janus).", lower_bound=1)
-TOP_P = cli.flags.DEFINE_float("top_p", None, "Drawings: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
+TOP_P = cli.define_finite(
+    "top_p", None, "Drawings: only the likeliest codes that make up p (Janus).", lower_bound=0, upper_bound=1
+)
 STEPS = cli.flags.DEFINE_integer("steps", None, "Euler steps of the drawings (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
 DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it, on CPU mostly fp32.")
@@ -98,8 +102,6 @@ def _check_flags():
         raise UserError(f"--benchmark={BENCHMARK.value} is unknown; known: {list(KNOWN)}.")
     if not CHECKPOINT.value or not DATA.value:
         raise UserError("Name a run and the benchmark's data: --checkpoint=runs/tiny --data=data/shapes.")
-    if TEMPERATURE.value is not None and not 0 <= TEMPERATURE.value < float("inf"):
-        raise UserError("--temperature is at least 0, and finite.")
     if TOP_P.value == 0:
         raise UserError("--top_p is above 0; --temperature=0 draws the likeliest codes alone.")
     if not OUT.value and (BENCHMARK.value != SHAPES or Path(CHECKPOINT.value).name.isdigit()):
@@ -133,23 +135,31 @@ def _guidance(artist):
 
 def _settings(step, artist, benchmark, guidance):
     """All that scores depend on beside the benchmark's data: a plain dict."""
-    config, drawn = artist.config, guidance is not None
+    config, drawn, saved = artist.config, guidance is not None, checkpoint.open_saved(step)
+    model = config["model"]
+    averaged = WEIGHTS.value == "ema" and bool(checkpoint.param_structs(saved, "ema"))
     found = {
         "benchmark": BENCHMARK.value,
         "checkpoint": str(step),
-        "weights": WEIGHTS.value,
+        "fingerprint": saved.fingerprint,
+        "weights": "ema" if averaged else "raw",
         "dtype": cli.compute_dtype(config["dtype"]),
         "template": artist.template,
         "roles": list(config["data"]["roles"]),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "pillow")},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "pillow")},
     }
     if drawn:
         return (
             found
-            | {"seed": SEED.value, "pictures_a_prompt": getattr(benchmark, "samples", SEEDS.value)}
+            | {
+                "image_size": model["generation"]["image_size"],
+                "seed": SEED.value,
+                "pictures_a_prompt": getattr(benchmark, "samples", SEEDS.value),
+            }
             | guidance._asdict()
         )
-    return found | {"temperature": 0, "max_tokens": benchmark.max_tokens, "system_prompt": benchmark.system}
+    answered = {"temperature": 0, "max_tokens": benchmark.max_tokens, "system_prompt": benchmark.system}
+    return found | {"image_size": model["understanding"]["encoder"]["image_size"]} | answered
 
 
 def _draw(artist, benchmark, prompts, *, out, guidance, features):

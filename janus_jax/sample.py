@@ -22,10 +22,12 @@ from janus_jax.eval.sheet import contact_sheet
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
 PROMPT = cli.flags.DEFINE_multi_string("prompt", None, "draw: what to draw; may be given several times.")
 NUM_IMAGES = cli.flags.DEFINE_integer("num_images", 1, "draw: pictures a prompt.", lower_bound=1)
-GUIDANCE = cli.flags.DEFINE_float("guidance", None, "draw: guidance scale, 1 is off; 5 (Janus), 2 (JanusFlow) without it.")
-TEMPERATURE = cli.flags.DEFINE_float("temperature", None, "1 for draw (Janus), 0 (greedy) for ask without it.")
+GUIDANCE = cli.define_finite("guidance", None, "draw: guidance scale, 1 is off; 5 (Janus), 2 (JanusFlow) without it.")
+TEMPERATURE = cli.define_finite("temperature", None, "1 for draw (Janus), 0 (greedy) for ask without it.", lower_bound=0)
 TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest codes (Janus).", lower_bound=1)
-TOP_P = cli.flags.DEFINE_float("top_p", None, "draw: only the likeliest codes that make up p (Janus).", 0.0, 1.0)
+TOP_P = cli.define_finite(
+    "top_p", None, "draw: only the likeliest codes that make up p (Janus).", lower_bound=0, upper_bound=1
+)
 STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.", lower_bound=1)
 WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
 DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it, on CPU mostly fp32.")
@@ -42,57 +44,74 @@ def main(command):
     """Runs one of the two commands."""
     if not CHECKPOINT.value:
         raise UserError("Name a trained run: --checkpoint=runs/tiny.")
-    if TEMPERATURE.value is not None and not 0 <= TEMPERATURE.value < float("inf"):
-        raise UserError("--temperature is at least 0, and finite.")
+    {"draw": draw, "ask": ask}[command]()
+
+
+def draw():
+    """Draws every prompt NUM_IMAGES times, into one file."""
+    if not PROMPT.value or not all(map(str.strip, PROMPT.value)):
+        raise UserError("Say what to draw: --prompt='a red star'.")
     if TOP_P.value == 0:
         raise UserError("--top_p is above 0; --temperature=0 draws the likeliest codes alone.")
-    artist = assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value)
-    with jax.set_mesh(artist.mesh):
-        {"draw": draw, "ask": ask}[command](artist)
-
-
-def draw(artist):
-    """Draws every prompt NUM_IMAGES times, into one file."""
-    if not PROMPT.value:
-        raise UserError("Say what to draw: --prompt='a red star'.")
-    out = Path(OUT.value)
+    out, count, n = Path(OUT.value), len(PROMPT.value), NUM_IMAGES.value
     if image_ops.Image.registered_extensions().get(out.suffix.lower()) not in image_ops.Image.SAVE:
         raise UserError(f"--out={OUT.value} names no picture format; end it in .png.")
-    guidance = artist.guidance(
-        scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
-    )
-    count, n = len(PROMPT.value), NUM_IMAGES.value
+    if out.is_dir():
+        raise UserError(f"--out={OUT.value} is a folder; name the picture.")
     if SEED.value + count * n > 2**32:
         raise UserError(f"--seed={SEED.value} leaves no seeds for {count * n} pictures; the last one is {2**32 - 1}.")
     make_folder(out.parent)
+    artist = _artist()
+    guidance = artist.guidance(
+        scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
+    )
     seeds = np.arange(SEED.value, SEED.value + count * n).reshape(count, n)
-    pictures = artist.draw(PROMPT.value, seeds=seeds, guidance=guidance)
+    with jax.set_mesh(artist.mesh):
+        pictures = artist.draw(PROMPT.value, seeds=seeds, guidance=guidance)
     pictures = pictures.reshape(-1, *pictures.shape[2:])
     captions = [prompt for prompt in PROMPT.value for _ in range(n)]
     image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, captions)
-    image.save(out)
+    try:
+        image.save(out)
+    except OSError as error:
+        raise UserError(f"--out={OUT.value} cannot be written: {error.strerror or error}.") from None
     logging.info("Wrote %s", out)
 
 
-def ask(artist):
+def ask():
     """Prints the answers while they grow."""
+    if ignored := [flag.name for flag in (GUIDANCE, TOP_K, TOP_P, STEPS) if flag.value is not None]:
+        raise UserError(f"--{ignored[0]} is for draw; answers know --temperature alone.")
     if not IMAGE.value or not QUESTION.value:
         raise UserError("Name a picture and ask: --image=star.png --question='What color is the star?'.")
     if any(chat.IMAGE in question for question in QUESTION.value):
         raise UserError(f"--question holds {chat.IMAGE}; the pictures stand before the first question by themselves.")
     images, turns = [_opened(path) for path in IMAGE.value], []
+    artist = _artist()
     settings = dict(max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value or 0.0, seeds=[SEED.value])
-    for question in QUESTION.value:
-        pictures = "" if turns else f"{chat.IMAGE}\n" * len(images)
-        turns.append({"role": "user", "content": pictures + question})
-        shown = ""
-        for (answer,) in artist.stream([(turns, images)], every=CHUNK, **settings):
-            if answer.startswith(shown) and not answer.endswith("\ufffd"):  # a character may still lack its last bytes
-                sys.stdout.write(answer[len(shown) :])
-                sys.stdout.flush()
-                shown = answer
-        sys.stdout.write(answer[len(shown) :] + "\n")
-        turns.append({"role": "assistant", "content": answer})
+    with jax.set_mesh(artist.mesh):
+        for question in QUESTION.value:
+            pictures = "" if turns else f"{chat.IMAGE}\n" * len(images)
+            turns.append({"role": "user", "content": pictures + question})
+            answer = _told(artist.stream([(turns, images)], every=CHUNK, **settings))
+            turns.append({"role": "assistant", "content": answer})
+
+
+def _told(growing):
+    """Writes an answer while it grows, and gives it back whole."""
+    shown = ""
+    for (answer,) in growing:
+        if answer.startswith(shown) and not answer.endswith("\ufffd"):  # a character may still lack its last bytes
+            sys.stdout.write(answer[len(shown) :])
+            sys.stdout.flush()
+            shown = answer
+    sys.stdout.write(answer[len(shown) :] + "\n")
+    return answer
+
+
+def _artist():
+    """The model that the flags name."""
+    return assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value)
 
 
 def _opened(path):

@@ -10,11 +10,12 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, sharding
+from janus_jax import assembly, checkpoint, sharding
 from janus_jax.data import tokenizer
 from janus_jax.errors import UserError
 from janus_jax.eval import report, runs, shapes_score
@@ -102,6 +103,9 @@ def test_answers_with_any_letter_are_read_again(tmp_path, monkeypatch):
     for _ in range(2):
         answers = runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
     assert set(answers) == {"a\u2028b\x85c\r\nd \u00e9"}
+    (tmp_path / runs.ANSWERS).write_text('{"id": "random/9", "ans\n')
+    with pytest.raises(UserError, match="answers.jsonl' holds a line that is no answer"):
+        runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
 
 
 @pytest.mark.parametrize("name", ["pope", "dpg"])
@@ -134,8 +138,11 @@ def test_the_report_has_papers_ours_and_settings_side_by_side(tmp_path, capsys):
     assert found["published"][0]["scores"] == {"accuracy/f1": 87.0} and found["scores"]["f1"] == 60
     shown = capsys.readouterr().out
     assert "51.25" in shown and "87.4" in shown and "seed 3" in shown
-    report.write(tmp_path, "mjhq", {}, {}, 1)
-    assert (tmp_path / "evaluation.md").read_text().count("| FID |") == 1
+    report.write(tmp_path, "mme", {"perception": 1444.4444}, {}, 2374)
+    assert all(digits in (tmp_path / "evaluation.md").read_text() for digits in ("| 1444.444 |", "| 1567.1 |"))
+    report.write(tmp_path, "mjhq", {"drawn": 30000}, {}, 1)
+    page = (tmp_path / "evaluation.md").read_text()
+    assert page.count("| FID |") == 1 and "| 30000 |" in page
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
@@ -169,6 +176,7 @@ def test_every_benchmark_runs_on_a_model(trained, tmp_path):
         assert found["count"] == len(tasks) and found["settings"]["benchmark"] == name
         assert f"# {name}" in (out / "evaluation.md").read_text()
         assert found["settings"]["tasks"] == runs.digest_of(tasks)
+        assert found["settings"]["fingerprint"] == checkpoint.open_saved(trained).fingerprint
         if name in PICTURE_SETS:
             assert all(benchmark.done(out / "pictures", p) for p in tasks) and (out / "sheet.png").exists()
             assert found["settings"]["scale"] == 2 and found["settings"]["pictures_a_prompt"] == benchmark.samples
@@ -202,6 +210,16 @@ def test_a_killed_run_goes_on_and_other_settings_are_refused(trained, tmp_path):
     assert all(p.stat().st_mtime_ns == then for p, then in before.items())
     code, err = finish(run("evaluate", *flags, "--guidance=3"))
     assert code == 2 and "results made with scale" in err and "another folder" in err
+
+
+def test_the_same_step_of_another_run_is_told_apart(tmp_path):
+    found = []
+    for name, scale in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
+        writer = checkpoint.Writer(tmp_path / name, keep=1)
+        writer.save(1, params={"llm/norm/scale": jnp.full(3, scale)}, about={"stage": "stage_1"})
+        writer.wait()
+        found.append(checkpoint.open_saved(tmp_path / name).fingerprint)
+    assert found[0] == found[2] != found[1] and re.fullmatch("[0-9a-f]{16}", found[0])
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,10 @@ def test_a_killed_run_draws_only_what_is_missing(name, tmp_path):
 
     first, second = out / prompts[0].files[0], out / prompts[1].files[-1]
     first.unlink()
-    second.write_bytes(second.read_bytes()[:-20])
-    assert undone() == [prompts[0].id, prompts[1].id]
+    whole = second.read_bytes()
+    for damaged in (whole[:-20], whole[:60] + bytes(30) + whole[90:], b"", whole[:20]):
+        second.write_bytes(damaged)
+        assert undone() == [prompts[0].id, prompts[1].id]
     with pytest.raises(UserError, match="2 of 3 prompts lack pictures"):
         picture_set.finish(out, prompts)
     second.write_bytes(b"\x89PNG")
@@ -112,6 +114,36 @@ def test_geneval_writes_the_official_layout(tmp_path):
             np.testing.assert_array_equal(pixels(folder / f"samples/000{k}.png"), picture)
     (out / "00001/metadata.jsonl").write_text(LINES[2])
     assert not picture_set.done(out, prompts[1])  # drawn for another prompt
+
+
+@pytest.mark.parametrize(
+    "name, file, text, said",
+    [
+        ("geneval", "evaluation_metadata.jsonl", '{"tag": "colors", "prompt": 5}', "is 5, which is no text"),
+        ("dpg", "dpg_prompts.jsonl", '{"id": "a/../../b", "prompt": "a cat"}', "drawn outside the output folder"),
+        ("mjhq", "meta_data.json", '{"a": {"category": "/tmp", "prompt": "a cat"}}', "drawn outside the output folder"),
+    ],
+)
+def test_prompts_that_cannot_be_drawn_are_told(tmp_path, name, file, text, said):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=said):
+        PICTURE_SETS[name].read(tmp_path)
+
+
+@pytest.mark.parametrize("name, part", [("geneval", "prompts"), ("dpg", "dpg_bench"), ("coco", "annotations")])
+def test_a_whole_checkout_or_archive_is_read_too(tmp_path, name, part):
+    picture_set = made(name, tmp_path / "data")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "data").rename(tmp_path / "all" / part)
+    assert picture_set.read(tmp_path / "all") == picture_set.read(tmp_path / "all" / part)
+
+
+def test_lines_end_with_a_newline_alone(tmp_path):
+    made("geneval", tmp_path)
+    (tmp_path / "evaluation_metadata.jsonl").write_text('{"tag": "colors", "prompt": "a\u2028b"}\n')
+    assert [p.text for p in PICTURE_SETS["geneval"].read(tmp_path)] == ["a\u2028b"]
+    (tmp_path / "captions_x.tsv").write_text("image_id\tcaption\n7\ta cat\n")
+    assert [(p.id, p.text) for p in PICTURE_SETS["coco"].read(tmp_path)] == [("7", "a cat")]
 
 
 def test_geneval_counts_pictures_by_tag(tmp_path):

@@ -35,12 +35,13 @@ class MMBench(Benchmark):
     layout = "one .tsv file of MMBench, with columns index, question, A, B, C, D, category and image (base64)"
 
     def _questions(self, data):
-        tables = sorted(data.glob("*.tsv"))
+        tables = [data] if data.is_file() else sorted(data.glob("*.tsv"))
         if len(tables) != 1:
             raise UserError(f"{self.name}: {len(tables)} .tsv files in {str(data)!r}; expected {self.layout}.")
         rows = read_tsv(tables[0])
         encoded = {row["index"]: row.pop("image") for row in rows}
-        pictures = {i: base64.b64decode(text, validate=True) for i, text in encoded.items() if len(text) > REFERENCE}
+        unbroken = {i: "".join(text.split()) for i, text in encoded.items()}
+        pictures = {i: base64.b64decode(text, validate=True) for i, text in unbroken.items() if len(text) > REFERENCE}
         for row in rows:
             index = row["index"]
             owner = index if index in pictures else encoded[index]
@@ -51,7 +52,8 @@ class MMBench(Benchmark):
                 raise UserError(f"{self.name}: row {index} of {str(tables[0])!r} has no options.")
             hint = row.get("hint") or ""
             text = choice(row["question"], options=options, hint="" if hint in ABSENT else hint)
-            extra = {"answer": row.get("answer") or None, "category": row.get("category") or "", "row": row}
+            answer = row.get("answer") or ""
+            extra = {"answer": None if answer in ABSENT else answer, "category": row.get("category") or "", "row": row}
             yield Question(str(int(index)), f"{chat.IMAGE}\n{text}", (pictures[owner],), extra)
 
     def _write(self, out, pairs):
@@ -91,11 +93,12 @@ class SeedBench(Benchmark):
     layout = "SEED-Bench.json, and the pictures in SEED-Bench-image/"
 
     def _questions(self, data):
+        pictures = self._folder(data, "SEED-Bench-image")
         for row in read_json(self._file(data, "SEED-Bench.json"))["questions"]:
-            if row["data_type"] == "image":
-                options = {letter: row[f"choice_{letter.lower()}"] for letter in LETTERS}
-                extra = {"answer": row.get("answer"), "type": row["question_type_id"], "options": options}
-                picture = data / "SEED-Bench-image" / row["data_id"]
+            if row.get("data_type", "image") == "image":
+                options = {letter: str(row[f"choice_{letter.lower()}"]) for letter in LETTERS}
+                extra = {"answer": row.get("answer"), "type": int(row["question_type_id"]), "options": options}
+                picture = pictures / row["data_id"]
                 content = f"{chat.IMAGE}\n{choice(row['question'], options=options)}"
                 yield Question(str(row["question_id"]), content, (picture,), extra)
 

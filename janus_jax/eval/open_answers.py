@@ -31,17 +31,19 @@ class VqaV2(Benchmark):
                 f"expected {self.layout}."
             )
         table, told = read_json(files[0]), None
-        split = table["data_subtype"]
+        split = table.get("data_subtype") or files[0].name.split("_")[3]
         if not split.startswith("test"):
             annotations = read_json(self._file(data, f"v2_mscoco_{split}_annotations.json"))["annotations"]
             told = {row["question_id"]: row for row in annotations}
         split = split.replace("test-dev", "test")  # a part of the test questions, about the same pictures
+        pictures = self._folder(data, split)
         for row in table["questions"]:
             extra = {"question_id": row["question_id"], "answer": None}
             if told is not None:
                 truth = told[row["question_id"]]
-                extra |= {"answer": [a["answer"] for a in truth["answers"]], "type": truth["answer_type"]}
-            picture = data / split / f"COCO_{split}_{row['image_id']:012d}.jpg"
+                extra |= {"answer": [str(a["answer"]) for a in truth["answers"]]}
+                extra |= {"type": truth.get("answer_type", "other")}
+            picture = pictures / f"COCO_{split}_{row['image_id']:012d}.jpg"
             yield Question(str(row["question_id"]), short_answer(row["question"]), (picture,), extra)
 
     def _write(self, out, pairs):
@@ -60,7 +62,8 @@ class Gqa(Benchmark):
     layout = "testdev_balanced_questions.json, and the pictures in images/"
 
     def _questions(self, data):
-        for key, row in read_json(self._file(data, "testdev_balanced_questions.json")).items():
+        name = "testdev_balanced_questions.json"
+        for key, row in read_json(self._file(data, name, f"questions/{name}", f"questions1.2/{name}")).items():
             picture = data / "images" / f"{row['imageId']}.jpg"
             yield Question(key, short_answer(row["question"]), (picture,), {"answer": row.get("answer")})
 
@@ -79,9 +82,10 @@ class TextVqa(Benchmark):
     layout = "TextVQA_0.5.1_val.json, and the pictures in train_images/"
 
     def _questions(self, data):
+        pictures = self._folder(data, "train_images", "train_val_images/train_images")
         for row in read_json(self._file(data, "TextVQA_0.5.1_val.json"))["data"]:
             extra = {"question_id": row["question_id"], "answer": row.get("answers")}
-            picture = data / "train_images" / f"{row['image_id']}.jpg"
+            picture = pictures / f"{row['image_id']}.jpg"
             yield Question(str(row["question_id"]), short_answer(row["question"]), (picture,), extra)
 
     def _write(self, out, pairs):

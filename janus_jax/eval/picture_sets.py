@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import struct
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,6 @@ import numpy as np
 from PIL import Image
 
 from janus_jax.errors import UserError
-
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Prompt(NamedTuple):
@@ -71,6 +70,11 @@ class PictureSet:
             raise UserError(f"{self.name}: {str(data)!r} cannot be read ({error!r}); expected {self.layout}.") from error
         if not prompts:
             raise UserError(f"{self.name}: no prompt in {str(data)!r}; expected {self.layout}.")
+        for prompt in prompts:
+            if not isinstance(prompt.text, str):
+                raise UserError(f"{self.name}: prompt {prompt.id!r} in {str(data)!r} is {prompt.text!r}, which is no text.")
+            if any(".." in Path(file).parts or Path(file).is_absolute() for file in prompt.files):
+                raise UserError(f"{self.name}: {prompt.id!r} in {str(data)!r} would be drawn outside the output folder.")
         (file, count), *_ = Counter(p.files[0] for p in prompts).most_common(1)
         if count > 1:
             raise UserError(f"{self.name}: {count} prompts in {str(data)!r} ask for the same file, {file!r}.")
@@ -114,12 +118,13 @@ class PictureSet:
         """
         return {}
 
-    def _file(self, data, name):
-        """The file named, or the one of that name in a folder."""
-        path = data / name if data.is_dir() else data
-        if not path.is_file():
-            raise UserError(f"{self.name}: no {name} in {str(data)!r}; expected {self.layout}.")
-        return path
+    def _file(self, data, name, *, within="."):
+        """The file named, or the one of that name in a folder, or in the part of it where the official one has it."""
+        paths = [data / name, data / within / name] if data.is_dir() else [data]
+        for path in paths:
+            if path.is_file():
+                return path
+        raise UserError(f"{self.name}: no {name} in {str(data)!r}; expected {self.layout}.")
 
 
 class GenEval(PictureSet):
@@ -133,7 +138,7 @@ class GenEval(PictureSet):
     )
 
     def _prompts(self, data):
-        lines = self._file(data, "evaluation_metadata.jsonl").read_text("utf-8").splitlines()
+        lines = self._file(data, "evaluation_metadata.jsonl", within="prompts").read_text("utf-8").split("\n")
         prompts = []
         for line in filter(str.strip, lines):
             row, number = json.loads(line), f"{len(prompts):05}"
@@ -188,16 +193,16 @@ class DPG(PictureSet):
 
     def _prompts(self, data):
         if data.is_dir() and not (data / "dpg_prompts.jsonl").is_file():
-            folder = data / "prompts" if (data / "prompts").is_dir() else data
+            folder = next((data / f for f in ("dpg_bench/prompts", "prompts") if (data / f).is_dir()), data)
             pairs = [(path.stem, path.read_text("utf-8").strip()) for path in sorted(folder.glob("*.txt"))]
             long = [name for name, text in pairs if len(text.splitlines()) != 1]
             if long or not pairs:  # a readme, or the word lists of another benchmark
                 which = f"{long[0]}.txt is not one line" if long else "no prompts/*.txt and no dpg_prompts.jsonl"
                 raise UserError(f"dpg: {which} in {str(data)!r}; expected {self.layout}.")
         else:
-            lines = self._file(data, "dpg_prompts.jsonl").read_text("utf-8").splitlines()
+            lines = self._file(data, "dpg_prompts.jsonl").read_text("utf-8").split("\n")
             pairs = [(row["id"], row["prompt"]) for row in map(json.loads, filter(str.strip, lines))]
-        return [Prompt(name, text, (f"{name}.png",), {}) for name, text in pairs]
+        return [Prompt(str(name), text, (f"{name}.png",), {}) for name, text in pairs]
 
     def score(self, out, prompts):
         """Mean over prompts of the pictures' scores, in percent, and the scorer's own figures of the categories.
@@ -267,16 +272,18 @@ class Coco(PictureSet):
 
     def _captions(self, data):
         """[(image id, caption)] in the order of the file."""
-        if data.is_dir() and not (data / "captions_val2014.json").is_file():
+        name = "captions_val2014.json"
+        if data.is_dir() and not any((folder / name).is_file() for folder in (data, data / "annotations")):
             files = sorted([*data.glob("captions_*.json"), *data.glob("captions_*.tsv")])
             if len(files) > 1:
                 raise UserError(f"coco: {[f.name for f in files]} all lie in {str(data)!r}; name the file instead.")
             data = files[0] if files else data
-        path = self._file(data, "captions_val2014.json")
+        path = self._file(data, name, within="annotations")
         if path.suffix == ".json":
             rows = json.loads(path.read_text("utf-8"))["annotations"]
             return [(str(row["image_id"]), row["caption"].strip()) for row in rows]
         rows = [line.split("\t", 1) for line in path.read_text("utf-8").split("\n") if line]
+        rows = rows[rows[:1] == [["image_id", "caption"]] :]  # a head line
         return [(str(int(image)), caption.strip()) for image, caption in rows]
 
 
@@ -304,11 +311,10 @@ def _write(path, content):
 
 
 def _is_whole_png(path):
-    """Whether a PNG is there from its first bytes to its closing chunk, without decoding it."""
+    """Whether a PNG is there and whole, by the checksums of its parts."""
     try:
-        with path.open("rb") as file:
-            start = file.read(16)
-            file.seek(-len(PNG_END), os.SEEK_END)
-            return start.startswith(PNG_START) and start.endswith(b"IHDR") and file.read() == PNG_END
-    except OSError:  # not there, or shorter than the closing chunk
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError, struct.error):
         return False
+    return True

@@ -53,7 +53,7 @@ class Benchmark:
         Raises:
           UserError: where files or pictures are missing, hold something else, or hold nothing.
         """
-        data = Path(data)
+        data = Path(data).expanduser()
         try:
             questions = list(self._questions(data))
         except UserError:
@@ -68,6 +68,14 @@ class Benchmark:
         twice = len(questions) - len({q.id for q in questions})
         if twice:
             raise UserError(f"{self.name}: {twice} questions in {str(data)!r} have an id that another one has.")
+        for q in questions:
+            answer = q.extra["answer"]
+            known = answer if isinstance(answer, list) else [answer]
+            if answer is not None and not (known and all(isinstance(a, str) for a in known)):
+                raise UserError(
+                    f"{self.name}: the reference answer of question {q.id} in {str(data)!r} is {answer!r}, no text; "
+                    f"expected {self.layout}."
+                )
         self._look_for([i for q in questions for i in q.images if isinstance(i, Path)])
         return questions
 
@@ -105,6 +113,10 @@ class Benchmark:
             if (data / name).is_file():
                 return data / name
         raise UserError(f"{self.name}: no {names[0]} in {str(data)!r}; expected {self.layout}.")
+
+    def _folder(self, data, *names):
+        """The first of some folders in `data` that exists, else `data` itself."""
+        return next((data / name for name in names if (data / name).is_dir()), data)
 
     def _look_for(self, pictures):
         """Raises where pictures are missing. Folders are listed once: asking for each file is slow on a bucket."""

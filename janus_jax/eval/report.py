@@ -45,7 +45,7 @@ def write(out, name, scores, settings, count):
     found = {"scores": scores, "count": count, "settings": settings, "published": [row._asdict() for row in published]}
     write_json(out / "evaluation.json", found)
     metrics = dict.fromkeys(metric for row in (*published, papers.Row("", scores, "", "")) for metric in row.scores)
-    show = lambda value: "" if value is None else f"{value:.4g}"
+    show = lambda value: "" if value is None else f"{round(value, 3):.9g}"
     head = [name, *(row.model for row in published), "ours"]
     lines = [[m, *(show(row.scores.get(m)) for row in published), show(scores.get(m))] for m in metrics]
     notes = [f"{row.model} ({row.source}): {row.settings}" for row in published]

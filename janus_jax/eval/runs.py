@@ -115,7 +115,10 @@ def _known(path):
         beside = path.with_suffix(f".{jax.process_index()}")
         beside.write_bytes(whole)
         beside.replace(path)
-    return {entry["id"]: entry["answer"] for entry in map(json.loads, whole.split(b"\n")[:-1])}
+    try:
+        return {entry["id"]: entry["answer"] for entry in map(json.loads, whole.split(b"\n")[:-1])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{str(path)!r} holds a line that is no answer ({error}); remove it.") from None
 
 
 def _opened(source):

@@ -1,5 +1,7 @@
 """POPE and MME: questions that are answered with yes or no."""
 
+from absl import logging
+
 from janus_jax.data.files import PICTURES
 from janus_jax.errors import UserError
 from janus_jax.eval.questions import Benchmark, Question, read_json_lines, short_answer, write_json_lines
@@ -17,10 +19,14 @@ class Pope(Benchmark):
     max_tokens = 128
 
     def _questions(self, data):
-        folder = data / "val2014" if (data / "val2014").is_dir() else data
+        folder = self._folder(data, "val2014")
         for split in POPE_SPLITS:
             for row in read_json_lines(self._file(data, f"coco_pope_{split}.json")):
-                extra = {"split": split, "text": row["text"], "answer": row["label"]}
+                extra = {"split": split, "text": row["text"], "answer": row["label"].strip().lower()}
+                if extra["answer"] not in ("yes", "no"):
+                    raise UserError(
+                        f"{self.name}: the label of question {row['question_id']} is {row['label']!r}, not yes or no."
+                    )
                 content = short_answer(row["text"].replace(" Please answer yes or no.", ""))
                 yield Question(f"{split}/{row['question_id']}", content, (folder / row["image"],), extra)
 
@@ -69,14 +75,18 @@ class Mme(Benchmark):
     max_tokens = 16
 
     def _questions(self, data):
-        for task in (*PERCEPTION, *COGNITION):
+        tasks = (*PERCEPTION, *COGNITION)
+        here = [task for task in tasks if (data / task).is_dir()]
+        if lacking := [task for task in tasks if task not in here]:
+            logging.warning("%s: %s of %d tasks are not here, %s", self.name, len(lacking), len(tasks), ", ".join(lacking))
+        for task in here:
             texts = pictures = data / task
             if (data / task / "questions_answers_YN").is_dir():
                 texts, pictures = data / task / "questions_answers_YN", data / task / "images"
             names = {p.stem: p.name for p in sorted(pictures.glob("*")) if p.suffix.lower() in PICTURES}
             found = sorted(texts.glob("*.txt"))
             if not found:
-                raise UserError(f"{self.name}: no task {task!r} in {str(data)!r}; expected {self.layout}.")
+                raise UserError(f"{self.name}: no question in {str(texts)!r}; expected {self.layout}.")
             for path in found:
                 lines = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
                 if len(lines) != 2 or any(len(line) < 2 or line[1].strip().lower() not in ("yes", "no") for line in lines):
@@ -104,11 +114,9 @@ class Mme(Benchmark):
         for task, pictures in tasks.items():  # accuracy over questions, and over pictures with both right
             both = sum(all(p) for p in pictures.values())
             scores[task] = 100 * (sum(map(sum, pictures.values())) / 2 + both) / len(pictures)
-        return {
-            "perception": sum(scores[t] for t in PERCEPTION),
-            "cognition": sum(scores[t] for t in COGNITION),
-            **scores,
-        }
+        halves = {"perception": PERCEPTION, "cognition": COGNITION}
+        sums = {half: sum(scores[t] for t in tasks) for half, tasks in halves.items() if scores.keys() >= set(tasks)}
+        return sums | scores
 
 
 def one_line(answer):

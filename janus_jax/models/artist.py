@@ -102,7 +102,9 @@ class Artist:
             for j, image in enumerate(images):
                 places[i, j] = starts[i][j] + width - len(rows[i])
                 pictures[i, j] = image_ops.for_understanding(image, size=self._size)
-        keys = jax.vmap(jax.random.key)(np.asarray([0] * b if seeds is None else seeds, np.uint32))
+        seeds = np.asarray([0] * b if seeds is None else seeds, np.uint32)
+        ids, real, pictures, places, seeds = sharding.fill_up((ids, real, pictures, places, seeds))
+        keys = jax.vmap(jax.random.key)(seeds)
         ids, real, pictures, places, keys = sharding.spread((ids, real, pictures, places, keys))
         known = dict(network=self.network, eos_id=t.eos)
         answers = decode.begin_answers(self.params, ids, real, pictures, places, max_tokens=max_tokens, **known)
@@ -111,7 +113,7 @@ class Artist:
             answers = decode.continue_answers(
                 self.params, answers, keys, temperature=float(temperature), until=until, **known
             )
-            done = [list(row[:until]) for row in sharding.whole(answers.ids)]
+            done = [list(row[:until]) for row in sharding.whole(answers.ids)[:b]]
             yield [t.decode(row[: row.index(t.eos)] if t.eos in row else row).strip() for row in done]
             if all(t.eos in row for row in done):
                 return

@@ -254,6 +254,16 @@ def check_stage(config, stage):
     for field, (value, smallest) in least.items():
         if value < smallest:
             raise UserError(f"config.{field} is {value}; it must be at least {smallest}.")
+    llm, encoder = config["model"]["llm"], config["model"]["understanding"]["encoder"]
+    for name, net in {"llm": llm, "understanding.encoder": encoder}.items():
+        if net["num_heads"] < 1 or net["embed_dim"] % net["num_heads"]:
+            raise UserError(f"config.model.{name}: {net['num_heads']} heads do not divide embed_dim, {net['embed_dim']}.")
+    if llm["num_kv_heads"] < 1 or llm["num_heads"] % llm["num_kv_heads"]:
+        raise UserError(
+            f"config.model.llm: num_kv_heads, {llm['num_kv_heads']}, do not divide num_heads, {llm['num_heads']}."
+        )
+    if llm["embed_dim"] // llm["num_heads"] % 2:
+        raise UserError("config.model.llm: embed_dim / num_heads, of which positions rotate pairs, is odd.")
     if config["ema"] >= 1:
         raise UserError(f"config.ema is {config['ema']}; the average would never move: it must be below 1.")
     for phase in ({"mixture": s["mixture"]}, *s["phases"]):

@@ -57,8 +57,8 @@ DIMS = cli.flags.DEFINE_string("dims", None, "A shape file: model and example le
 MIXTURE = cli.flags.DEFINE_string("mixture", None, "understanding:text:generation, 2:3:5 without it or a config.")
 ROWS = cli.flags.DEFINE_integer("rows", None, "R, rows of a pack group; the config's own, or 8, without it.", 1)
 CODES = cli.flags.DEFINE_bool("codes", False, "Pictures to draw come as cached codes (made-up data).")
-CORES = cli.flags.DEFINE_integer("cores", os.cpu_count(), "Threads that decode; say how many cores they have.")
-RATE = cli.flags.DEFINE_float("accelerator", 11_000.0, "Tokens a second of the accelerator to feed.")
+CORES = cli.flags.DEFINE_integer("cores", os.cpu_count(), "Threads that decode; say how many cores they have.", 1)
+RATE = cli.define_finite("accelerator", 11_000.0, "Tokens a second of the accelerator to feed.", lower_bound=1)
 BATCH = cli.flags.DEFINE_integer("batch", 1, "draw, ask: pictures or questions at once.", lower_bound=1)
 PEER = cli.flags.DEFINE_enum("peer", None, ["transformers"], "train, draw, ask: what to run beside it, by turns.")
 REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3)
@@ -70,6 +70,8 @@ PAPERS = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "
 
 def main(command):
     """Runs one benchmark and prints it."""
+    if CONFIG.value is not None and (DIMS.value or command == "fill"):
+        raise UserError("--config and --dims exclude each other, and fill takes --dims alone.")
     if PEER.value:  # which needs a share of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     figures = {"data": data, "fill": fills, "train": train, "draw": draw, "ask": ask}[command]()
@@ -91,7 +93,8 @@ def train():
         _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
         s["batch"] = s["rows"] * jax.device_count()
         names = dict(und=TASKS[0], text=TASKS[1], gen=TASKS[2])
-        order = [names[kind] for kind in _asked(dims, "train", "kind_cycle")] if PEER.value else None
+        if PEER.value and not MIXTURE.value:
+            order = [names[kind] for kind in _asked(dims, "train", "kind_cycle")]
     elif MIXTURE.value or ROWS.value:
         _mix(s, lengths, mixture=MIXTURE.value, rows=ROWS.value or s["rows"])
     if PEER.value and not order:  # two of every five examples, say, in an order that is no order
@@ -114,6 +117,8 @@ def ask():
     """Answering a question: a dict of figures."""
     config, stage, *_, dims = _model()
     question, answer = (_asked(dims, "ask", name) for name in ("text_tokens", "answer_tokens")) if dims else (60, 64)
+    if question < 4:
+        raise UserError(f"A question of {question} tokens has no room for a word beside BOS and its picture's two marks.")
     return speed.ask(
         config, stage, question=question, answer=answer, batch=BATCH.value, repeats=REPEATS.value, against=PEER.value
     )
@@ -125,9 +130,10 @@ def _model():
         config, lengths, dims = _read_dims()
         return config, "stage_2", lengths, (dims["image"]["tokens"],) * 2, dims
     config = (CONFIG.value or importlib.import_module("configs.pro_1b").get_config("2")).to_dict()
-    stage = list(config["stages"])[-1]
+    stage = _last_stage(config)
     assembly.check_stage(config, stage)
-    config["stages"][stage]["sources"] = {task: {task: 1} for task in TASKS}
+    s = config["stages"][stage]
+    s["sources"], s["phases"] = {task: {task: 1} for task in TASKS}, ()
     return config, stage, *estimate.made_up_lengths(config, stage, assembly.build_network(config, stage)), None
 
 
@@ -205,12 +211,21 @@ def _read_dims():
         raise UserError(f"--dims={DIMS.value} is no shape file: {error}.") from None
 
 
+def _last_stage(config):
+    """The last stage of a config, which alone trains what draws and answers."""
+    if not (known := config["stages"].keys() - {stages.TOKENIZER}):
+        raise UserError(
+            "The config's stage trains the picture tokenizer alone; name another one, --config=configs/tiny.py:2."
+        )
+    return max(known, key=stages.ORDER.index)
+
+
 def _asked(dims, part, name):
     """A number of a shape file that not every benchmark needs."""
-    try:
-        return dims[part][name]
-    except KeyError:
-        raise UserError(f"--dims={DIMS.value} does not say {part}.{name}, which this benchmark needs.") from None
+    value = dims.get(part, {}).get(name)
+    if not value or (isinstance(value, int) and value < 1):
+        raise UserError(f"--dims={DIMS.value} does not say {part}.{name}, which this benchmark needs, above 0.")
+    return value
 
 
 def _of_dims():
@@ -237,7 +252,7 @@ def _of_config(folder):
     lengths = None
     if CONFIG.value is not None:
         config = CONFIG.value.to_dict()
-        stage = list(config["stages"])[-1]
+        stage = _last_stage(config)
         s = config["stages"][stage]
     else:
         config, stage = importlib.import_module("configs.pro_1b").get_config("2").to_dict(), "stage_2"

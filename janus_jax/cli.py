@@ -5,6 +5,7 @@ and the same command continues.
 """
 
 import functools
+import math
 import re
 import sys
 from pathlib import Path
@@ -18,12 +19,26 @@ from janus_jax.errors import UserError
 
 PREEMPTED = 75
 HOUSE = str(Path(__file__).parent)
+flags.disclaim_key_flags()  # --help lists what is defined here by the command that defines it
 
 
 @functools.cache
 def config_flag():
     """Defines --config, a file like configs/pro_7b.py or configs/pro_7b.py:2; once for all commands of a process."""
     return config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for one stage.", lock_config=True)
+
+
+class _Finite(flags.FloatParser):
+    def convert(self, argument):
+        value = super().convert(argument)
+        if not math.isfinite(value):
+            raise ValueError("it must be finite")
+        return value
+
+
+def define_finite(name, default, text, **bounds):
+    """A flag that holds a float, neither infinite nor NaN; `bounds` are absl's lower_bound and upper_bound."""
+    return flags.DEFINE(_Finite(**bounds), name, default, text, serializer=flags.ArgumentSerializer())
 
 
 def config_file():

@@ -21,7 +21,7 @@ DAY = 86_400
 HASTE = dict(microbatches=1.0, tensor=1.5, rows=2.5, moments=8.0, remat=12.0)  # what a step of each costs in speed, roughly
 
 
-def settings(config, stage, target):
+def settings(config, stage, target, network):
     """Settings near the config's own that divide over a topology, nearest first.
 
     They differ in microbatches, tensor parallelism, rows of a group, the moments' dtype and what waits on the host.
@@ -30,12 +30,11 @@ def settings(config, stage, target):
       ({field: value} that differ, resolved config with them).
     """
     s, mesh = config["stages"][stage], config["mesh"]
-    network = assembly.build_network(config, stage)
     lengths, _ = made_up_lengths(config, stage, network)
     doubled = lambda n, times: [n * 2**k for k in range(times)]
     table = dict(
         microbatches=doubled(s["microbatches"], 8),
-        tensor=doubled(mesh["tensor"], 4),
+        tensor=[-1] if mesh["tensor"] == -1 else doubled(mesh["tensor"], 4),
         rows=[s["rows"] // 2**k for k in range(4) if s["rows"] % 2**k == 0],
         moments=list(dict.fromkeys((config["optimizer"]["moments"], "bfloat16"))),
         remat=list(dict.fromkeys((config["model"]["llm"]["remat"], "block", "offload"))),
@@ -50,9 +49,8 @@ def settings(config, stage, target):
             yield changes, setting
 
 
-def misfit(config, stage, target, network=None):
+def misfit(config, stage, target, network):
     """Why a stage does not divide over a topology, in a sentence, or None."""
-    network = network or assembly.build_network(config, stage)
     try:
         mesh = sharding.abstract_mesh(*sharding.mesh_sizes(target.count, **config["mesh"]))
         assembly.check_division(config["stages"][stage], mesh)
@@ -74,17 +72,11 @@ def _changed(config, stage, target, table, *, microbatches, tensor, rows, moment
     return config
 
 
-def _abstract(config, stage, target):
-    """Network, and mesh and TrainState of shapes for as many devices as the target has; nothing has to be there."""
-    network = assembly.build_network(config, stage)
+def cell(config, stage, target, network, *, mfu):
+    """Figures of one stage on one topology by formula, for which nothing has to be there: the keys of `plan --json`."""
     tx, _ = assembly.build_optimizer(config, stage, network)
     mesh = sharding.abstract_mesh(*sharding.mesh_sizes(target.count, **config["mesh"]))
-    return network, mesh, states.abstract_state(config, stage, network, tx, mesh)
-
-
-def cell(config, stage, target, *, mfu):
-    """Figures of one stage on one topology by formula: the keys of `plan --json`."""
-    network, mesh, state = _abstract(config, stage, target)
+    state = states.abstract_state(config, stage, network, tx, mesh)
     s = config["stages"][stage]
     each = lambda tree: sum(a.dtype.itemsize * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
     kinds = {
@@ -145,6 +137,8 @@ def made_up_lengths(config, stage, network):
     und_tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2
     gen_tokens = network.merge(network.abstract).path.num_tokens
     length = config["stages"][stage]["length"]
+    if stage != stages.TOKENIZER and length < max(und_tokens, gen_tokens) + 4:  # a picture's two marks, BOS, and a word
+        raise UserError(f"Rows of {length} have no room for a picture of {max(und_tokens, gen_tokens)} tokens and words.")
     return synthetic.realistic(und_tokens=und_tokens, gen_tokens=gen_tokens, length=length), (und_tokens, gen_tokens)
 
 

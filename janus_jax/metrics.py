@@ -99,8 +99,9 @@ class Profile:
         self._folder, self._tracing = str(folder), False
 
     def before(self, step):
-        """Begins the trace where a step is the first of it."""
-        if self._steps and step == self._steps.start and processes.is_first():
+        """Begins the trace at the first of its steps, or where a run goes on among them."""
+        if step in self._steps and not self._tracing and processes.is_first():
+            self._first = step
             jax.profiler.start_trace(self._folder)
             self._tracing = True
 
@@ -109,7 +110,7 @@ class Profile:
         if self._tracing and step == self._steps.stop - 1:
             jax.block_until_ready(metrics)
             self.close()
-            logging.info("Wrote the trace of steps %d to %d: xprof %s", self._steps.start, step, self._folder)
+            logging.info("Wrote the trace of steps %d to %d: xprof %s", self._first, step, self._folder)
 
     def close(self):
         """Ends a trace that is under way."""

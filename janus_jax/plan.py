@@ -40,12 +40,18 @@ from janus_jax import assembly, cli, estimate, hlo, scale, sharding, states, top
 from janus_jax.chips import GIB
 from janus_jax.errors import UserError
 
+TRIES = 8  # settings that are compiled for one stage and topology
+
 CONFIG = cli.config_flag()
 TOPOLOGY = cli.flags.DEFINE_list("topology", [], "Names like v5p:4x4x4, 2xv5p:4x4x4 or h100:64, commas between.")
 COMPILE = cli.flags.DEFINE_bool("compile", False, "Compiles the train step for each topology.")
-MFU = cli.flags.DEFINE_float("mfu", 0.45, "Share of the peak that days are counted at.", lower_bound=0.01, upper_bound=1.0)
-EFFORT = cli.flags.DEFINE_float(
-    "effort", -1.0, "How hard the compiler tries to be fast; 0 is what training uses, and takes longer.", -1.0, 1.0
+MFU = cli.define_finite("mfu", 0.45, "Share of the peak that days are counted at.", lower_bound=0.01, upper_bound=1.0)
+EFFORT = cli.define_finite(
+    "effort",
+    -1.0,
+    "How hard the compiler tries to be fast; 0 is what training uses, and takes longer.",
+    lower_bound=-1.0,
+    upper_bound=1.0,
 )
 PAPERS = cli.flags.DEFINE_bool("papers", False, "What the papers' own runs come to.")
 TABLE = cli.flags.DEFINE_string("table", None, "A page to make, cell by cell: every recipe's stages on every pod.")
@@ -98,35 +104,40 @@ def plan(config, stage, target, *, name, compiled, mfu):
     assembly.check_stage(config, stage)
     config = copy.deepcopy(config)
     config["dtype"] = "bfloat16" if config["dtype"] == "auto" else config["dtype"]
-    first, notes = None, []
-    for changes, setting in estimate.settings(config, stage, target):
-        cell = estimate.cell(setting, stage, target, mfu=mfu)
-        if first and cell["bytes_per_device"] > 1.5 * cell["bytes_limit"]:
+    network, first, notes, tried = assembly.build_network(config, stage), None, [], 0
+    for changes, setting in estimate.settings(config, stage, target, network):
+        cell = estimate.cell(setting, stage, target, network, mfu=mfu)
+        if first and (cell["bytes_per_device"] > 1.5 * cell["bytes_limit"] or tried == TRIES):
             continue
         if compiled:
-            cell |= compile_step(setting, stage, target) | {"compiler": topology.compiler(target)}
+            tried += 1
+            cell |= compile_step(setting, stage, target, changes) | {"compiler": topology.compiler(target)}
         cell |= {"config": name, "changes": changes, "notes": notes}
         if cell["fits"]:
             return cell
-        words = ", ".join(f"{k}={v}" for k, v in changes.items()) or "its own setting"
-        notes.append(f"{words}: {cell['bytes_per_device'] / GIB:.1f} GiB of {cell['bytes_limit'] / GIB:.1f}")
+        notes.append(f"{_words(changes)}: {cell['bytes_per_device'] / GIB:.1f} GiB of {cell['bytes_limit'] / GIB:.1f}")
         first = first or cell
     if first is None:
         raise UserError(
             f"Stage {stage} does not divide over the {target.count} devices of {target.name}, nor does any setting near its "
-            f"own ({estimate.misfit(config, stage, target)}); give --config.mesh, --config.stages.{stage}.batch, rows or "
-            "microbatches."
+            f"own ({estimate.misfit(config, stage, target, network)}); give --config.mesh, "
+            f"--config.stages.{stage}.batch, rows or microbatches."
         )
+    notes.append(f"no setting near it fits, of {TRIES} compiled at the most" if compiled else "no setting near it fits")
     return first
 
 
-def compile_step(config, stage, target):
+def _words(changes):
+    return ", ".join(f"{k}={v}" for k, v in changes.items()) or "its own setting"
+
+
+def compile_step(config, stage, target, changes):
     """Compiles the train step that `train` runs, for devices that are not here: figures of the compiler."""
     mesh = sharding.make_mesh(**config["mesh"], devices=list(topology.devices(target)))
     network = assembly.build_network(config, stage)
     tx, rate = assembly.build_optimizer(config, stage, network)
     start = time.perf_counter()
-    with jax.set_mesh(mesh), _watched(f"{stage} for {target.name}"):
+    with jax.set_mesh(mesh), _watched(f"{stage} for {target.name}, {_words(changes)}"):
         state, batch = states.abstract_state(config, stage, network, tx, mesh), states.abstract_batch(config, stage, mesh)
         step = states.jit_step(config, stage, network, tx, rate, state=state, mesh=mesh)
         jax.config.update("jax_exec_time_optimization_effort", EFFORT.value)

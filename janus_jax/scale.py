@@ -86,7 +86,7 @@ def _write(path, cells, mfu):
             continue
         lines += [f"## configs/{name}.py", ""]
         lines += ["| stage | topology | mesh | changed | GiB | state | moved GiB | days | compiled in |", "|" + "---|" * 9]
-        lines += [_line(cell) for cell in sorted(rows, key=lambda cell: cell["stage"])] + [""]
+        lines += [_line(cell, mfu) for cell in sorted(rows, key=lambda cell: cell["stage"])] + [""]
     path.write_text("\n".join(lines + _scaling(cells)))
 
 
@@ -115,7 +115,7 @@ def _scaling(cells):
     return [*head, *lines, ""] if lines else []
 
 
-def _line(cell):
+def _line(cell, mfu):
     changes = {"batch": cell["batch"]} if cell["batch"] else {}
     changes = ", ".join(f"{k} {v}" for k, v in (changes | cell["changes"]).items()) or "-"
     mesh = " x ".join(str(n) for n in cell["mesh"].values())
@@ -124,5 +124,5 @@ def _line(cell):
     return (
         f"| {cell['stage'].removeprefix('stage_')} | {cell['topology']} | {mesh} | {changes} "
         f"| {cell['bytes_per_device'] / GIB:.1f} of {cell['bytes_limit'] / GIB:.1f}{fits} | {cell['state_bytes'] / GIB:.2f} "
-        f"| {moved:.1f} | {cell['days']:.1f} | {cell['compile_seconds']:.0f} s |"
+        f"| {moved:.1f} | {cell['days'] * cell['mfu'] / mfu:.1f} | {cell['compile_seconds']:.0f} s |"
     )

@@ -49,6 +49,8 @@ def mesh_sizes(count, *, data, fsdp, tensor):
       UserError: when they do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor]
+    if any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"Mesh data={data} x fsdp={fsdp} x tensor={tensor}: sizes are 1 or more, or -1 for what is left.")
     if -1 in sizes:
         rest = math.prod(s for s in sizes if s != -1)
         if sizes.count(-1) > 1 or count % rest:
@@ -211,6 +213,13 @@ def spread(tree):
     if mesh.empty or any(len(x) % batch_divisor(mesh) for x in jax.tree.leaves(tree)):
         return tree
     return jax.device_put(tree, batch_sharding(mesh))
+
+
+def fill_up(tree):
+    """Repeats the last row of arrays on the host until their rows divide over the mesh."""
+    mesh = jax.sharding.get_mesh()
+    parts = 1 if mesh.empty else batch_divisor(mesh)
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, axis=0)]), tree)
 
 
 def constrain(x, *axes):

@@ -62,7 +62,7 @@ complain() {
 
 # number NAME SMALLEST VALUE: a flag that is a whole number.
 number() {
-  if [[ ! $3 =~ ^[0-9]+$ ]] || (($3 < $2)); then complain "--$1=$3 is no whole number, at least $2"; fi
+  if [[ ! $3 =~ ^(0|[1-9][0-9]*)$ ]] || (($3 < $2)); then complain "--$1=$3 is no whole number, at least $2"; fi
 }
 
 # parse "NAMES" WORDS...: puts --name=value into the variable NAME, and what stands behind -- into `arguments`; `name?` is a

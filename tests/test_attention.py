@@ -86,6 +86,15 @@ def test_each_device_gets_its_kernel(device, length, kernel):
     assert packed.kernel_of(device, length) is getattr(packed, kernel)
 
 
+@pytest.mark.parametrize("length", [640, 1280])  # no multiples of the chip's own tiles of 512 and 1,024
+@pytest.mark.parametrize("chip", ["TPU v5 lite", "TPU v5"])
+def test_splash_takes_rows_that_its_tiles_do_not_divide(chip, length):
+    args = case(heads=1, kv_heads=1, length=length)
+    real = np.asarray(args[3] > 0)[..., None, None]
+    out = jax.jit(lambda *a: packed.splash(*a, blocks=chips.CHIPS[chip].attention_blocks, interpret=True))(*args)
+    np.testing.assert_allclose(np.where(real, out, 0), plain(*args), atol=2e-5)
+
+
 @pytest.mark.parametrize("length", [100, 128, 200, 1024, 1100])
 def test_rows_of_any_length_are_cut_into_blocks(length):
     rng = np.random.default_rng(length)

@@ -138,6 +138,10 @@ def test_both_train_on_the_same_loss(shape_file, tmp_path):
         ({"vq": {"channel_mult": [1, 1]}}, "pictures 2 times the side of their tokens"),
         ({"vq": {"base_channels": 40}}, "no multiple of 32"),
         ({"lengths": {"und": []}}, "is empty"),
+        ({"lengths": {"text": [20, 65]}}, "and a row has train.length, 64"),
+        ({"lengths": {"gen": [-3]}}, "want whole numbers above 0"),
+        ({"train": {"kind_cycle": ["und", "foo"]}}, "it holds some of ['und', 'text', 'gen']"),
+        ({"vision": {"mlp_ratio": 2.03}}, "is no whole number"),
     ],
 )
 def test_shapes_that_no_model_has_are_told(change, said, tmp_path):
@@ -173,3 +177,11 @@ def test_files_of_another_kind_are_told(content, said, tmp_path):
 def test_mistakes_are_told(words, said):
     done = run(*words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_mixture_is_that_of_the_cycle_of_kinds(shape_file, tmp_path):
+    assert dims_config.get_config(str(shape_file)).stages.stage_2.mixture == (1, 1, 2)
+    only = SHAPES | {"train": SHAPES["train"] | {"kind_cycle": ["text"]}}
+    (tmp_path / "text.json").write_text(json.dumps(only))
+    assert dims_config.get_config(str(tmp_path / "text.json")).stages.stage_2.mixture == (0, 1, 0)
+    assert dims_config.get_config(str(ROOT / "docs/small.json")).stages.stage_2.mixture == (4, 6, 10)

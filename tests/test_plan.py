@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import pro_1b, pro_7b, tiny
-from janus_jax import assembly, estimate, flops, hlo, sharding, topology
+from janus_jax import assembly, estimate, flops, hlo, scale, sharding, topology
 from janus_jax.errors import UserError
 from janus_jax.generation.vq import VQTokenizer
 from janus_jax.layers.linear import Mlp
@@ -142,7 +143,8 @@ def test_names_that_mean_nothing_are_told(name):
 def test_bytes_of_the_state_fall_with_the_mesh():
     config = pro_7b.get_config("2").to_dict()
     config["dtype"] = "bfloat16"
-    bytes_on = lambda name: estimate.cell(config, "stage_2", topology.parse(name), mfu=0.5)["state_bytes"]
+    network = assembly.build_network(config, "stage_2")
+    bytes_on = lambda name: estimate.cell(config, "stage_2", topology.parse(name), network, mfu=0.5)["state_bytes"]
     assert bytes_on("v5e:16x16") == pytest.approx(bytes_on("v5e:8x8") / 4, rel=0.05)
 
 
@@ -154,17 +156,29 @@ def test_the_papers_own_runs():
 
 def test_settings_start_with_the_configs_own_and_all_divide():
     config = pro_1b.get_config("3").to_dict()  # 64 groups
-    first = next(estimate.settings(config, "stage_3", topology.parse("h100:64")))
+    network = assembly.build_network(config, "stage_3")
+    first = next(estimate.settings(config, "stage_3", topology.parse("h100:64"), network))
     assert first[0] == {}
-    for changes, setting in estimate.settings(config, "stage_3", topology.parse("v5e:16x16")):
+    for changes, setting in estimate.settings(config, "stage_3", topology.parse("v5e:16x16"), network):
         assert changes and setting["stages"]["stage_3"]["batch"] == 128
         mesh = sharding.abstract_mesh(*sharding.mesh_sizes(256, **setting["mesh"]))
         assert assembly.check_division(setting["stages"]["stage_3"], mesh)
 
 
+def test_days_of_the_table_are_those_of_its_mfu(tmp_path):
+    for name in ("scale.md", "scale.jsonl"):
+        (tmp_path / name).write_text((Path(__file__).parents[1] / "docs" / name).read_text())
+    cells = {scale._key(c): c for c in map(json.loads, (tmp_path / "scale.jsonl").read_text().splitlines())}
+    day = lambda: float((tmp_path / "scale.md").read_text().split("| 2 | v5p:4x4x4 |")[1].split(" | ")[5])
+    before = day()
+    scale._write(tmp_path / "scale.md", cells, 0.225)
+    assert day() == pytest.approx(2 * before, abs=0.1)
+
+
 def test_settings_that_would_cut_a_head_are_passed_over():
     config = tiny.get_config("2").to_dict()  # 2 heads of keys
-    found = [setting["mesh"]["tensor"] for _, setting in estimate.settings(config, "stage_2", topology.parse("h100:8"))]
+    near = estimate.settings(config, "stage_2", topology.parse("h100:8"), assembly.build_network(config, "stage_2"))
+    found = [setting["mesh"]["tensor"] for _, setting in near]
     assert found and max(found) == 2
 
 
@@ -204,6 +218,7 @@ def test_a_plan_by_formula():
             "config.stages.stage_2.microbatches is 0; it must be at least 1",
         ),
         (("--effort=5",), "effort"),
+        (("--mfu=nan",), "it must be finite"),
     ],
 )
 def test_mistakes_are_told(flags, message):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from janus_jax import checkpoint, metrics, train
@@ -105,6 +106,17 @@ def test_steps_to_profile_are_checked(tmp_path, steps):
         metrics.Profile(steps, tmp_path)
 
 
+def test_a_trace_begins_where_a_run_goes_on_among_its_steps(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(metrics.jax.profiler, "start_trace", lambda folder: told.append("start"))
+    monkeypatch.setattr(metrics.jax.profiler, "stop_trace", lambda: told.append("stop"))
+    profile = metrics.Profile("2:5", tmp_path)
+    for step in (3, 4, 5, 6):
+        profile.before(step)
+        profile.after(step, {})
+    assert told == ["start", "stop"]
+
+
 def test_sigterm_saves_and_damaged_checkpoints_are_told(config_file, tmp_path):
     long = ["--config.stages.stage_1.steps=1000", "--config.save_every=1000"]
     process = start(f"{config_file}:1", tmp_path / "run", *long)
@@ -153,6 +165,8 @@ def test_the_commands_draw_answer_and_score(trained, data, tmp_path):
         (["sample", "draw", "--checkpoint={run}", "--prompt=x", "--out=x.psd"], "names no picture format"),
         (["sample", "draw", "--checkpoint={run}", "--prompt=x", f"--seed={2**32 - 1}", "--num_images=2"], "leaves no seeds"),
         (["sample", "draw", "--checkpoint={run}", "--prompt=x", "--steps=0"], "steps=0"),
+        (["sample", "draw", "--checkpoint={run}", "--prompt=x", "--guidance=nan"], "--guidance=nan: it must be finite"),
+        (["sample", "ask", "--checkpoint={run}", "--image=x", "--question=x", "--top_k=5"], "--top_k is for draw"),
         (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=x"], "No picture at '/no.png'"),
         (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=<image_placeholder>"], "by themselves"),
         (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--out={run}"], "/nowhere"),
@@ -163,6 +177,13 @@ def test_mistakes_of_the_other_commands_are_told_in_a_sentence(trained, argument
     code, err = finish(run(*(a.format(run=trained) for a in arguments)))
     assert code == 2 and "Traceback" not in err
     assert re.search(message, err), err
+
+
+def test_help_lists_a_commands_own_flags():
+    assert {"config", "workdir"} <= {flag.name for flag in flags.FLAGS.get_key_flags_for_module(train)}
+    process = run("sample", "--help")
+    told, _ = process.communicate(timeout=100)
+    assert all(f"\n  --{name}: " in told for name in ("checkpoint", "guidance", "temperature", "top_p", "seed"))
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +218,10 @@ def test_mistakes_end_the_command_with_a_sentence(config_file, broken, tmp_path,
         ("stages.stage_2.batch", 18, "do not divide over data x fsdp"),
         ("model.generation.kind", "vqgan", r"kind is 'vqgan'; known paths: \['flow', .*'vq'\]"),
         ("mesh.tensor", 3, "does not fit 8 devices"),
+        ("mesh.tensor", 0, "sizes are 1 or more, or -1"),
+        ("model.llm.num_heads", 3, "3 heads do not divide embed_dim, 32"),
+        ("model.llm.num_kv_heads", 3, "num_kv_heads, 3, do not divide num_heads, 2"),
+        ("model.llm.num_heads", 32, "of which positions rotate pairs, is odd"),
         ("init_fresh", (), "no checkpoint to start from.*--config.init_from"),
         ("init_fresh", ("llm", "understanding"), r"no checkpoint.*generation/tokenizer'.*--config.init_from"),
         ("seed", -1, "config.seed is -1; it must be at least 0"),

@@ -45,7 +45,9 @@ def kernel_of(device_kind, length):
 def splash(q, k, v, segment_ids, *, blocks, interpret=False):
     """Splash attention (jax.experimental.pallas): the blocks above the diagonal are never touched."""
     _, length, heads, head_dim = q.shape
-    sizes = {name: min(size, length) for name, size in blocks.items()}
+    sizes = {name: _dividing(length, size) for name, size in blocks.items()}
+    for outer in ("block_kv", "block_kv_dkv"):
+        sizes[f"{outer}_compute"] = _dividing(sizes[outer], blocks[f"{outer}_compute"])
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
         block_sizes=splash_attention.BlockSizes(**sizes),
@@ -55,6 +57,11 @@ def splash(q, k, v, segment_ids, *, blocks, interpret=False):
     heads_first = lambda x: x.swapaxes(1, 2)
     out = jax.vmap(one)(heads_first(q * head_dim**-0.5), heads_first(k), heads_first(v), segment_ids)
     return heads_first(out)
+
+
+def _dividing(whole, size):
+    """The largest tiles up to `size` of which `whole` is a multiple, itself a multiple of TILE."""
+    return max(tile for tile in range(TILE, min(size, whole) + 1, TILE) if whole % tile == 0)
 
 
 def triton(q, k, v, segment_ids, *, blocks, interpret=False):

@@ -108,6 +108,15 @@ def two_losses(config, network, batch, *, devices, microbatches):
     return out
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Gives compiled programs up where a process holds many: each kernel is a map, and Linux allows 65 530 of them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A little `shapes` set on disk."""

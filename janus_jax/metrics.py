@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import tensorboardX
 from absl import logging
 from rich import progress
 
@@ -61,6 +60,8 @@ class Log:
         partial.write_text("".join(kept))
         partial.replace(self._path)
         self._file = self._path.open("a", buffering=1)
+        import tensorboardX  # here: where PyTorch is installed it imports that too, which takes seconds
+
         self._events = tensorboardX.SummaryWriter(str(workdir))
 
     def write(self, step, values):

@@ -5,10 +5,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 CACHE = Path(tempfile.gettempdir()) / "janus_jax_test_cache"
-os.environ.setdefault(  # programs here run for milliseconds and are compiled for minutes
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+# Programs here run for milliseconds and are compiled for minutes.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -23,6 +24,13 @@ from janus_jax import assembly, sharding, stages, train_step
 from janus_jax.data import shapes_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def environment(*, devices=8, torch=False, **more):
+    """Of a command in a process of its own; without PyTorch, which few users have and tensorboardX would import."""
+    folders = [str(ROOT)] if torch else [str(ROOT), str(ROOT / "tests/no_torch")]
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
+    return os.environ | {"PYTHONPATH": os.pathsep.join(folders), "XLA_FLAGS": flags} | more
 
 
 def small(config, data):

@@ -1,11 +1,9 @@
 """`benchmark train | draw | ask` on a small shape file, alone and beside transformers; and that both do the same work."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,10 +16,9 @@ from janus_jax.batch import TASKS
 from janus_jax.data import synthetic
 from janus_jax.data.packing import lay_out
 from janus_jax.models.janus import count_targets
-from tests.conftest import CACHE, small
+from tests.conftest import ROOT, environment, small
 from tests.test_weights import command, ours
 
-ROOT = Path(__file__).parent.parent
 SHAPES = {
     "image": {"size": 32, "patch": 16, "tokens": 4},
     "vision": {"width": 16, "layers": 2, "heads": 2, "mlp_ratio": 2},
@@ -51,10 +48,8 @@ def shape_file(tmp_path_factory):
 
 
 def run(*words):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PLATFORMS": "cpu"}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "janus_jax.benchmark", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment(devices=2, torch=True), capture_output=True, text=True)
 
 
 def check(figures, name, *, per_step, ways):

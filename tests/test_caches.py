@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,9 +13,7 @@ from janus_jax import assembly, caches, checkpoint, digest, sharding, train
 from janus_jax.data import synthetic
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
-from tests.conftest import first_batch, params_of
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT, environment, first_batch, params_of
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +159,13 @@ def test_a_killed_cache_goes_on(config, tokenizer_of, tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "config.json"), str(folder)]
     files = lambda name: sorted((tmp_path / name).glob("*.array_record"))
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(files("cut")) < 2:
         time.sleep(0.01)
     process.kill()
     process.wait()
     kept = {f: f.stat().st_mtime_ns for f in files("cut")}
-    subprocess.run([*command, str(tmp_path / "cut")], cwd=ROOT, check=True)
+    subprocess.run([*command, str(tmp_path / "cut")], env=environment(), cwd=ROOT, check=True)
     caches.make("codes", tmp_path / "whole", checkpoint_path=folder, source_name="scenes", config=config.to_dict())
     assert 2 <= len(kept) < len(files("cut")) and all(f.stat().st_mtime_ns == at for f, at in kept.items())
     one, other = (Source("s", kind="array_record", path=str(tmp_path / name)) for name in ("cut", "whole"))

@@ -1,10 +1,10 @@
 """What the doctor says before a run, the bound on how full rows can be, and the benchmark of the data."""
 
+import functools
 import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ from janus_jax.data import fill, synthetic
 from janus_jax.data.fill import Lengths
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from tests.conftest import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 DIMS = {  # a shape file in small
     "image": {"size": 32, "patch": 8, "tokens": 16},
     "vision": {"width": 32, "layers": 2, "heads": 2, "mlp_ratio": 2},
@@ -102,17 +102,18 @@ def test_eight_rows_of_real_lengths_are_full(mixture):
 def test_the_benchmark_of_a_shape_file_ends_with_its_figures(tmp_path):
     (tmp_path / "dims.json").write_text(json.dumps(DIMS))
     command = [sys.executable, "-m", "janus_jax.benchmark", "data", f"--dims={tmp_path}/dims.json", "--json"]
-    done = subprocess.run([*command, "--repeats=3", "--mixture=1:1:2"], cwd=ROOT, capture_output=True, text=True)
+    run = functools.partial(subprocess.run, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    done = run([*command, "--repeats=3", "--mixture=1:1:2"])
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     keys = "name seconds_median min max n tokens_real tokens_padded tokens_per_second images_per_second token_fill slot_fill"
     assert figures.keys() >= set(keys.split()) | {"mfu", "device", "token_bound", "useful_share_of_flops"}
     assert 0.9 < figures["token_fill"] <= figures["token_bound"] + 0.01 and figures["useful_share_of_flops"] < 1
     fills = [*command[:3], "fill", *command[4:], "--mixture=1:1:2"]
-    done = subprocess.run(fills, cwd=ROOT, capture_output=True, text=True)
+    done = run(fills)
     table = json.loads(done.stdout.splitlines()[-1])["table"]
     assert [line["rows"] for line in table] == [8, 4, 2, 1]
     same = ("token_fill", "token_bound", "slot_fill", "useful_share_of_flops")
     assert [table[0][name] for name in same] == [figures[name] for name in same]
-    done = subprocess.run([*command, "--mixture=1:2"], cwd=ROOT, capture_output=True, text=True)
+    done = run([*command, "--mixture=1:2"])
     assert done.returncode == 2 and "no ratio like 2:3:5" in done.stderr and "Traceback" not in done.stderr

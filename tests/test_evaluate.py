@@ -1,7 +1,6 @@
 """`evaluate` on a tiny model: every benchmark to its files and scores, going on where it was killed, and mistakes."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -24,8 +23,8 @@ from janus_jax.eval.picture_sets import PICTURE_SETS
 from janus_jax.eval.samples import Sampler
 from janus_jax.eval.understanding import BENCHMARKS
 from tests import test_picture_sets, test_understanding
-from tests.conftest import CACHE
-from tests.test_train import ROOT, finish, run
+from tests.conftest import ROOT, environment
+from tests.test_train import finish, run
 
 DRIVER = """
 import json, sys
@@ -164,11 +163,8 @@ def test_every_benchmark_runs_on_a_model(trained, tmp_path):
             test_understanding.MAKERS[name](data)
         known = [f"--checkpoint={trained}", f"--benchmark={name}", f"--data={data}", f"--out={tmp_path / name}"]
         jobs.append([*known, "--batch=16", "--guidance=2"])
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # most of the time goes into compiling
-    env = os.environ | quick | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(jobs)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
+    command, env = [sys.executable, "-c", DRIVER, json.dumps(jobs)], environment(devices=1)
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, benchmark in (PICTURE_SETS | BENCHMARKS).items():
         found, out = json.loads((tmp_path / name / "evaluation.json").read_text()), tmp_path / name

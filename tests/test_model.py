@@ -41,7 +41,7 @@ def test_only_what_trains_has_moments(config):
 def test_loss_is_the_same_however_the_batch_is_split(config):
     network, batch = first_batch(config)
     whole = two_losses(config, network, batch, devices=1, microbatches=1)
-    for devices, microbatches in ((1, 4), (8, 1), (2, 2)):
+    for devices, microbatches in ((8, 1), (2, 4)):
         split = two_losses(config, network, batch, devices=devices, microbatches=microbatches)
         np.testing.assert_allclose(split, whole, rtol=1e-6, err_msg=f"{devices} devices, {microbatches} microbatches")
 
@@ -79,7 +79,7 @@ def test_weight_decay_spares_norms_and_biases(config, kind):
     tx = optimizer.make(lambda _: 0.1, kind=kind, weight_decay=0.5, **rest)
     params = params_of(network)
     params = {p: jnp.ones_like(a) for p, a in params.items()}
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates, _ = jax.jit(lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p))(params)
     decayed = {p for p, u in updates.items() if np.abs(u).max() > 0}
     assert "llm/layers/mlp/gate/kernel" in decayed and "llm/embed" in decayed
     assert not any(p.endswith(("scale", "bias")) for p in decayed)

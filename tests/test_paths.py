@@ -2,11 +2,9 @@
 
 import importlib
 import json
-import os
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +19,9 @@ from janus_jax.layers.blockwise import blockwise
 from janus_jax.models.artist import Artist
 from janus_jax.models.janus import count_targets
 from tests import paths
-from tests.conftest import CACHE, first_batch, params_of, state_for
+from tests.conftest import ROOT, environment, first_batch, params_of, state_for
 
 PAGES = {m.name: importlib.import_module(f"tests.paths.{m.name}") for m in pkgutil.iter_modules(paths.__path__)}
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(params=PAGES)
@@ -197,10 +194,9 @@ def get_config(stage="{stage}"):
 
 def run(recipe, workdir, *flags):
     """Trains in a process of its own: the rows of its metrics."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
     workdir.with_suffix(".py").write_text(recipe)
     command = [sys.executable, "-m", "janus_jax.train", f"--config={workdir}.py", f"--workdir={workdir}", *flags]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "mfu")} for r in rows]

@@ -1,7 +1,6 @@
 """Plans: counts against XLA's own, bytes that shrink with the mesh, what moves, and the real compilers where installed."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from janus_jax.layers.linear import Mlp
 from janus_jax.models.llama import Llama
 from janus_jax.models.network import Network
 from janus_jax.models.siglip import Siglip
-from tests.conftest import params_of
+from tests.conftest import environment, params_of
 
 
 def counted(function, *args):
@@ -184,7 +183,7 @@ def test_settings_that_would_cut_a_head_are_passed_over():
 
 def run_plan(*flags, **env):
     command = [sys.executable, "-m", "janus_jax.plan", *flags]
-    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+    return subprocess.run(command, env=environment(**env), capture_output=True, text=True)
 
 
 KEYS = {

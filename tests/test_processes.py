@@ -18,10 +18,9 @@ import pytest
 
 from janus_jax import checkpoint, sharding
 from janus_jax.errors import UserError
-from tests.conftest import CACHE
+from tests.conftest import ROOT, environment
 from tests.test_train import CONFIG, lines, start
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").iterdir())
 
 
@@ -35,13 +34,7 @@ def alone(data, tmp_path_factory):
 
 
 def launch(folder, workdir, *flags, processes, retries=0):
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PYTHON": sys.executable,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-        "RETRY_SECONDS": "0",
-    }
+    env = environment(devices=1, PYTHON=sys.executable, RETRY_SECONDS="0")
     command = [
         ROOT / "launch/local.sh", f"--processes={processes}", f"--retries={retries}", "--",
         f"--config={folder}/test_recipe.py:2", f"--workdir={workdir}", *flags,

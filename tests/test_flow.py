@@ -137,7 +137,8 @@ def test_alignment_can_be_left_out(recipe):
     assert not any(p.startswith("generation/alignment") for p in without.abstract)
     loss, left = loss_of(without, {p: a for p, a in params_of(network).items() if p in without.abstract}, batch)
     np.testing.assert_allclose(loss - whole, metrics["gen_alignment"], rtol=1e-4)
-    assert "gen_alignment" not in left and left["gen_velocity"] == metrics["gen_velocity"]
+    assert "gen_alignment" not in left  # and two programs round the rest
+    np.testing.assert_allclose(left["gen_velocity"], metrics["gen_velocity"], rtol=1e-6)
 
 
 def test_alignment_of_other_sizes_is_told(recipe):

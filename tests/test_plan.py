@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import pro_1b, pro_7b, tiny
+from configs import common, pro_1b, pro_7b, tiny
 from janus_jax import assembly, estimate, flops, hlo, scale, sharding, topology
 from janus_jax.errors import UserError
+from janus_jax.generation import convnext
+from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
+from janus_jax.generation.flow import FlowPath
 from janus_jax.generation.vq import VQTokenizer
 from janus_jax.layers.linear import Mlp
 from janus_jax.models.llama import Llama
@@ -56,6 +59,22 @@ def test_flops_of_the_heads_are_those_xla_counts():
     run = lambda params, x: network.merge(params)(x)
     mine = 64 * 2 * 512 * (512 + 2048)  # as `VQPath.flops` counts the picture head
     assert counted(run, params_of(network), jnp.ones((64, 512))) == pytest.approx(mine, rel=0.02)
+
+
+def test_flops_of_the_flow_nets_are_those_xla_counts(monkeypatch):
+    monkeypatch.setattr(convnext, "banded", convnext.grouped)  # on CPU a product with mostly zeros stands for it
+    # Wide, since XLA counts element by element, too.
+    net = dict(latent_channels=4, dim=1024, num_blocks=1, time_dim=1024, norm_eps=1e-6)
+    encoder, decoder = (Network(lambda rngs, kind=kind: kind(rngs, **net)) for kind in (FlowEncoder, FlowDecoder))
+    unet = dict(dim=1024, num_blocks=1)
+    settings = dict(image_size=128, tokenizer=common.SDXL_VAE, unet=unet, alignment=dict(layer=0))
+    parts = FlowPath.flops(settings, embed_dim=1024, encoder=0, trains=lambda path: False)
+    linear = 2 * 64 * 1024 * 1024  # between each net and the LLM
+    time, latents, map = jnp.ones(1), jnp.ones((1, 16, 16, 4)), jnp.ones((1, 8, 8, 1024))
+    read = counted(lambda p, x: encoder.merge(p)(x, time), params_of(encoder), latents)
+    draw = counted(lambda p, x: decoder.merge(p)(x, x, jnp.ones((1, 1024))), params_of(decoder), map)
+    assert read + linear == pytest.approx(parts["adaptors"] / flops.TRAINED, rel=0.02)
+    assert draw + linear == pytest.approx(parts["heads"] / flops.TRAINED, rel=0.02)
 
 
 def devices(count):

@@ -181,7 +181,9 @@ SAMPLE = {"understanding": 700, "text": 680, "generation": 650}  # tokens of a s
 
 
 def papers():
-    """What the papers' own runs come to, where rows of 4096 are full: a list of rows."""
+    """What the papers' own runs come to, where rows of 4096 are full: a list of {run, gpus, tokens, flops,
+    tokens_per_second, mfu}, rates a GPU.
+    """
     table = {t: fill.Lengths(np.array([n]), np.array([int(t != "text")])) for t, n in SAMPLE.items()}
     rows = []
     networks = {}
@@ -199,8 +201,8 @@ def papers():
         seconds = gpus * days * DAY
         rows.append(
             {
-                "run": run, "GPUs": gpus, "tokens": f"{tokens / 1e9:.0f} B", "FLOPs": f"{useful:.3g}",
-                "tokens/s/GPU": f"{tokens / seconds:,.0f}", "implied MFU": f"{useful / seconds / A100:.1%}",
+                "run": run, "gpus": gpus, "tokens": tokens, "flops": useful,
+                "tokens_per_second": tokens / seconds, "mfu": useful / seconds / A100,
             }
         )  # fmt: skip
     return rows

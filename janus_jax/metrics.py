@@ -97,7 +97,7 @@ class Profile:
         if steps and not (found and 0 < int(found[1]) < int(found[2])):
             raise UserError(f"config.profile_steps is {steps!r}; write 10:13 for the steps 10, 11 and 12.")
         self._steps = range(int(found[1]), int(found[2])) if steps else range(0)
-        self._folder, self._tracing = str(folder), False
+        self._folder, self._tracing, self._first = str(folder), False, None
 
     def before(self, step):
         """Begins the trace at the first of its steps, or where a run goes on among them."""
@@ -111,13 +111,16 @@ class Profile:
         if self._tracing and step == self._steps.stop - 1:
             jax.block_until_ready(metrics)
             self.close()
-            logging.info("Wrote the trace of steps %d to %d: xprof %s", self._first, step, self._folder)
 
     def close(self):
-        """Ends a trace that is under way."""
+        """Ends a trace that is under way; where a stage had none of its steps, it says so."""
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
+            logging.info("Wrote the trace from step %d on: xprof %s", self._first, self._folder)
+        elif self._steps and self._first is None and processes.is_first():
+            first, last = self._steps[0], self._steps[-1]
+            logging.warning("No trace was written: none of the steps %d to %d was made in this stage", first, last)
 
 
 class Progress:

@@ -62,7 +62,8 @@ def main():
     """Reads the flags and plans."""
     topology.without_devices()
     if PAPERS.value:
-        show(rows := estimate.papers())
+        rows = estimate.papers()
+        show([_of_paper(row) for row in rows])
         return _json(rows)
     if TABLE.value:
         return scale.page(TABLE.value, plan, mfu=MFU.value)
@@ -218,6 +219,18 @@ def show(rows):
     for row in rows:
         table.add_row(*map(str, row.values()))
     rich.print(table)
+
+
+def _of_paper(row):
+    """A paper's run in words."""
+    return {
+        "run": row["run"],
+        "GPUs": row["gpus"],
+        "tokens": f"{row['tokens'] / 1e9:.0f} B",
+        "FLOPs": f"{row['flops']:.3g}",
+        "tokens/s/GPU": f"{row['tokens_per_second']:,.0f}",
+        "implied MFU": f"{row['mfu']:.1%}",
+    }
 
 
 def figures_of(cell):

@@ -98,7 +98,7 @@ def test_steps_to_profile_are_checked(tmp_path, steps):
         metrics.Profile(steps, tmp_path)
 
 
-def test_a_trace_begins_where_a_run_goes_on_among_its_steps(tmp_path, monkeypatch):
+def test_a_trace_begins_where_a_run_goes_on_among_its_steps(tmp_path, monkeypatch, caplog):
     told = []
     monkeypatch.setattr(metrics.jax.profiler, "start_trace", lambda folder: told.append("start"))
     monkeypatch.setattr(metrics.jax.profiler, "stop_trace", lambda: told.append("stop"))
@@ -106,7 +106,12 @@ def test_a_trace_begins_where_a_run_goes_on_among_its_steps(tmp_path, monkeypatc
     for step in (3, 4, 5, 6):
         profile.before(step)
         profile.after(step, {})
+    profile.close()
     assert told == ["start", "stop"]
+    profile = metrics.Profile("7:9", tmp_path)
+    profile.before(6)
+    profile.close()
+    assert "none of the steps 7 to 8 was made" in caplog.text
 
 
 def test_sigterm_saves_and_damaged_checkpoints_are_told(config_file, tmp_path):

@@ -79,7 +79,8 @@ def test_a_killed_run_continues_bit_for_bit(config_file, tmp_path):
     assert [r["step"] for r in whole] == list(range(1, 17)) and cut == whole
 
     drawn = "--config.samples.prompts=('a red star',)"
-    assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=12", drawn, devices=2))[0] == 0
+    assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=10", devices=4))[0] == 0
+    assert finish(start(config_file, tmp_path / "cut", "--config.stages.stage_2.steps=12", drawn, devices=1))[0] == 0
     assert finish(start(config_file, tmp_path / "whole", "--config.stages.stage_2.steps=12"))[0] == 0
     whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
     assert [r["step"] for r in cut] == list(range(1, 21))

@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from janus_jax import assembly, cli
-from janus_jax.data import chat, image_ops
+from janus_jax import cli
+from janus_jax.data import chat
+from janus_jax.data import images as image_ops
 from janus_jax.data.files import make_folder
 from janus_jax.errors import UserError
-from janus_jax.eval.sheet import contact_sheet
+from janus_jax.inference.contact_sheet import contact_sheet
+from janus_jax.recipe import assembly
 
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
 PROMPT = cli.flags.DEFINE_multi_string("prompt", None, "draw: what to draw; may be given several times.")

@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from janus_jax import assembly, sharding, stages, train_step
-from janus_jax.data import shapes_files
+from janus_jax import sharding, train_step
+from janus_jax.recipe import assembly, freezing
+from janus_jax.shapes import files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -93,7 +94,7 @@ def params_of(network):
 def state_for(config, stage, network):
     """A stage's first state, its optimizer and schedule."""
     config = config.to_dict()
-    trainable, frozen = stages.split(params_of(network), assembly.frozen_patterns(config, stage))
+    trainable, frozen = freezing.split(params_of(network), assembly.frozen_patterns(config, stage))
     tx, rate = assembly.build_optimizer(config, stage, network)
     zero = jnp.zeros((), jnp.int32)
     ema = dict(trainable) if config["ema"] else {}
@@ -132,7 +133,7 @@ def few_programs():
 def data(tmp_path_factory):
     """A little `shapes` set on disk."""
     folder = tmp_path_factory.mktemp("shapes")
-    shapes_files.write(folder, scale=0.02, workers=1)
+    files.write(folder, scale=0.02, workers=1)
     return folder
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
+from janus_jax.convert import files, name_map
+from janus_jax.convert.layouts import tables
+from janus_jax.models.functional import Network
 from janus_jax.models.janus import Janus
-from janus_jax.models.network import Network
-from janus_jax.weights import files, names, tables
 
 GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent / "golden"))
 if "JANUS_GOLDEN" in os.environ and not GOLDEN.is_dir():
@@ -62,7 +63,7 @@ def flow_model(d):
 def spell_out(network, kind, *, layout="deepseek"):
     """The tensors of a network in a layout."""
     abstract = tables.stored(kind, network.abstract)
-    return names.spell_out(tables.JANUS[layout, kind], abstract, layout=layout)
+    return name_map.spell_out(tables.JANUS[layout, kind], abstract, layout=layout)
 
 
 def load_janus(model, path, *, layout="deepseek"):
@@ -70,8 +71,8 @@ def load_janus(model, path, *, layout="deepseek"):
     network, kind = Network(functools.partial(Janus, **model, dtype=jnp.float32)), model["generation"]["kind"]
     weights, tensors = files.Folder(path), spell_out(network, kind, layout=layout)
     unused = tables.unused(layout, kind, network.abstract)
-    names.check(tensors, weights.held, unused=unused, layout=layout, where=str(path))
-    read = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+    name_map.check(tensors, weights.held, unused=unused, layout=layout, where=str(path))
+    read = {p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)}
     return network, network.fresh(jax.random.key(0)) | read
 
 

@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 from configs import openmoji, pro_1b, tiny
-from janus_jax import assembly, sharding
-from janus_jax.data import image_ops, shapes
+from janus_jax import sharding
+from janus_jax.convert import files
+from janus_jax.data import images
 from janus_jax.data.sources import Source
-from janus_jax.eval import shapes_reader
 from janus_jax.generation.flow import FlowGuidance
-from janus_jax.generation.vq_path import VQGuidance
-from janus_jax.weights import files
+from janus_jax.generation.vq import VQGuidance
+from janus_jax.recipe import assembly
+from janus_jax.shapes import reader, world
 from tests import synthetic
 from tests.paths import flow
 from tests.test_decode import drawn
@@ -72,13 +73,13 @@ def test_rows_and_slots_are_full(shapes_set, record_property):
 
 def test_the_reader_is_exact_on_three_thousand_pictures(record_property):
     rng, right = np.random.default_rng(11), []
-    for category in shapes.CATEGORIES:
+    for category in world.CATEGORIES:
         for i in range(500):
-            scene = shapes.sample_scene(rng, category=category, split="heldout" if i % 2 else "train")
+            scene = world.sample_scene(rng, category=category, split="heldout" if i % 2 else "train")
             wanted = [list(t[:3]) for t in scene.things]
-            found = shapes_reader.read(shapes.render(rng, scene))
+            found = reader.read(world.render(rng, scene))
             right.append(
-                shapes_reader.fits(found, wanted=wanted, relation=scene.relation)
+                reader.fits(found, wanted=wanted, relation=scene.relation)
                 if category != "counting"
                 else sorted(t[:3] for t in found) == sorted(t[:3] for t in scene.things)
             )
@@ -181,7 +182,7 @@ def test_a_whole_benchmark_runs_on_the_quickstart(name, tmp_path, record_propert
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_bf16_draws_as_fp32_does_up_to_its_digits(temperature, record_property):
     """On the quickstart's model: the same codes until a choice is closer than bf16 can tell."""
-    prompts = [f"a {color} {shape}" for color in ("red", "blue", "green", "purple") for shape in shapes.SHAPES[:4]]
+    prompts = [f"a {color} {shape}" for color in ("red", "blue", "green", "purple") for shape in world.SHAPES[:4]]
     artists = {d: assembly.load_artist(ROOT / "runs/quickstart", dtype=d) for d in ("float32", "bfloat16")}
 
     def codes(dtype, prompts, *, devices, first=0):
@@ -238,7 +239,7 @@ def test_openmoji_draws_what_it_was_trained_on(record_property):
         drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=VQGuidance(scale=1.0))
     source = Source("emoji", kind="tfds", path=str(ROOT / "data/openmoji/openmoji/1.0.0"), split="train")
     records = [source[i] for i in range(len(source))]
-    pictures = np.stack([image_ops.decode(r["image"]) for r in records]).astype(np.float32)
+    pictures = np.stack([images.decode(r["image"]) for r in records]).astype(np.float32)
     names = [r["name"].decode() for r in records]
     nearest = [names[int(np.argmin(((pictures - d) ** 2).sum(axis=(1, 2, 3))))] for d in drawn]
     hits = [a == b for a, b in zip(nearest, openmoji.PROMPTS, strict=True)]

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import chips
-from janus_jax.layers import packed
+from janus_jax import hardware
+from janus_jax.layers import packed_attention
 from janus_jax.layers.attention import attention
-from janus_jax.layers.blockwise import blockwise
+from janus_jax.layers.flash_xla import blockwise
 
 pytestmark = pytest.mark.filterwarnings("ignore:jax.experimental.pallas.ops.gpu.attention is deprecated")  # jax 0.12
-TPU = {name: 128 for name in chips.CHIPS["TPU v5"].attention_blocks}  # many blocks also in short rows
-GPU = chips.CHIPS["NVIDIA H100"].attention_blocks
+TPU = {name: 128 for name in hardware.CHIPS["TPU v5"].attention_blocks}  # many blocks also in short rows
+GPU = hardware.CHIPS["NVIDIA H100"].attention_blocks
 
 
 def case(*, heads, kv_heads, length=256, head_dim=64):
@@ -48,8 +48,8 @@ def dense(q, k, v, segment_ids):
 
 KERNELS = {
     "blockwise": blockwise,
-    "splash": lambda *a: packed.splash(*a, blocks=TPU, interpret=True),
-    "triton": lambda *a: packed.triton(*a, blocks=GPU, interpret=True),
+    "splash": lambda *a: packed_attention.splash(*a, blocks=TPU, interpret=True),
+    "triton": lambda *a: packed_attention.triton(*a, blocks=GPU, interpret=True),
 }
 
 
@@ -83,7 +83,7 @@ def test_gradients_of_kernels_agree(name, kv_heads):
     ],
 )
 def test_each_device_gets_its_kernel(device, length, kernel):
-    assert packed.kernel_of(device, length) is getattr(packed, kernel)
+    assert packed_attention.kernel_of(device, length) is getattr(packed_attention, kernel)
 
 
 @pytest.mark.parametrize("length", [640, 1280])  # no multiples of the chip's own tiles of 512 and 1,024
@@ -91,7 +91,7 @@ def test_each_device_gets_its_kernel(device, length, kernel):
 def test_splash_takes_rows_that_its_tiles_do_not_divide(chip, length):
     args = case(heads=1, kv_heads=1, length=length)
     real = np.asarray(args[3] > 0)[..., None, None]
-    out = jax.jit(lambda *a: packed.splash(*a, blocks=chips.CHIPS[chip].attention_blocks, interpret=True))(*args)
+    out = jax.jit(lambda *a: packed_attention.splash(*a, blocks=hardware.CHIPS[chip].attention_blocks, interpret=True))(*args)
     np.testing.assert_allclose(np.where(real, out, 0), plain(*args), atol=2e-5)
 
 

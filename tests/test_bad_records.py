@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, sharding, train
+from janus_jax import sharding
 from janus_jax.data.sources import KINDS as KINDS_OF_SOURCES
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from janus_jax.recipe import assembly
+from janus_jax.train import __main__ as train
 from tests import tfds_set
 
 COUNT, STEP = 160, 10  # one record in ten is broken, of a kind after the other

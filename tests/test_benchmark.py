@@ -11,11 +11,13 @@ import pytest
 
 from configs import dims as dims_config
 from configs import tiny
-from janus_jax import assembly, estimate, peer, speed
 from janus_jax.batch import TASKS
+from janus_jax.benchmark import timing, torch_baseline
 from janus_jax.data import synthetic
 from janus_jax.data.packing import lay_out
 from janus_jax.models.janus import count_targets
+from janus_jax.plan import estimate
+from janus_jax.recipe import assembly
 from tests.conftest import ROOT, environment, small
 from tests.test_weights import command, ours
 
@@ -74,16 +76,16 @@ def test_draw_and_ask_beside_transformers(shape_file):
     pytest.importorskip("transformers")
     config = dims_config.get_config(str(shape_file)).to_dict()
     rest = dict(batch=3, repeats=3, against="transformers")
-    check(speed.draw(config, "stage_2", prompt=6, **rest), "draw", per_step=3 * 4, ways=["transformers"])
-    check(speed.ask(config, "stage_2", question=6, answer=5, **rest), "ask", per_step=3 * 5, ways=["transformers"])
+    check(timing.draw(config, "stage_2", prompt=6, **rest), "draw", per_step=3 * 4, ways=["transformers"])
+    check(timing.ask(config, "stage_2", question=6, answer=5, **rest), "ask", per_step=3 * 5, ways=["transformers"])
 
 
 def test_the_peer_draws_whole_pictures_and_answers_at_length(shape_file):
     pytest.importorskip("transformers")
-    model = peer.Peer(dims_config.get_config(str(shape_file)).to_dict(), "stage_2")
+    model = torch_baseline.Peer(dims_config.get_config(str(shape_file)).to_dict(), "stage_2")
     ids = np.random.default_rng(0).integers(16, 96, (2, 10))
     assert model.draw(ids).shape == (2, 32, 32, 3)
-    ids[:, 2:6] = speed.IMAGE
+    ids[:, 2:6] = timing.IMAGE
     assert model.ask(ids, np.zeros((2, 32, 32, 3), np.uint8), answer=5).shape == (2, 10 + 5)
 
 
@@ -91,7 +93,7 @@ def test_a_stage_of_a_config_is_timed(data):
     config = small(tiny.get_config("2"), data).to_dict()
     lengths, tokens = estimate.made_up_lengths(config, "stage_2", assembly.build_network(config, "stage_2"))
     config["stages"]["stage_2"]["sources"] = {task: {task: 1} for task in TASKS}
-    figures = speed.train(config, "stage_2", lengths, tokens=tokens, codes=False, repeats=3, against=())
+    figures = timing.train(config, "stage_2", lengths, tokens=tokens, codes=False, repeats=3, against=())
     check(figures, "train", per_step=16 * 128, ways=())
     assert figures["stage"] == "stage_2" and figures["images_per_second"] > 0
 
@@ -103,8 +105,8 @@ def test_both_train_on_the_same_loss(shape_file, tmp_path):
     config = dims_config.get_config(str(shape_file)).to_dict()
     lengths = synthetic.table(SHAPES)
     order = [TASKS[0], TASKS[1], TASKS[2], TASKS[2]]
-    examples = speed._examples(config, lengths, order, (4, 4))
-    model = peer.Peer(config, "stage_2")
+    examples = timing._examples(config, lengths, order, (4, 4))
+    model = torch_baseline.Peer(config, "stage_2")
     with torch.no_grad():
         (full,) = model.batches(examples, rows=4, length=64)
         (short,) = model.batches(examples, rows=4, length=None)

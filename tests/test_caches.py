@@ -9,10 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax import assembly, caches, checkpoint, digest, sharding, train
+from janus_jax import checkpoint, fingerprint, sharding
 from janus_jax.data import synthetic
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
+from janus_jax.prepare import cache
+from janus_jax.recipe import assembly
+from janus_jax.train import __main__ as train
 from tests.conftest import ROOT, environment, first_batch, params_of
 
 
@@ -38,7 +41,7 @@ def cached(config, tokenizer_of, tmp_path):
     folder, _ = tokenizer_of(config)
     path = tmp_path / "codes"
     resolved = config.to_dict()
-    about = caches.make("codes", path, checkpoint_path=folder, source_name="scenes", config=resolved)
+    about = cache.make("codes", path, checkpoint_path=folder, source_name="scenes", config=resolved)
     assert about["records left out"] == 0
     config.data.sources.scenes.path = str(path)
     return config, folder
@@ -57,10 +60,10 @@ def test_codes_of_a_cache_are_those_of_the_step(config, cached):
 
 
 def test_a_cut_cache_goes_on_and_another_one_is_refused(config, cached, tokenizer_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(caches, "PER_FILE", 100)
+    monkeypatch.setattr(cache, "PER_FILE", 100)
     folder, _ = tokenizer_of(config)
     config.data.sources.scenes.path = config.data.sources.text.path.replace("text", "scenes")
-    make = lambda place, seed=0: caches.make(
+    make = lambda place, seed=0: cache.make(
         "codes", tmp_path / place, checkpoint_path=folder, source_name="scenes", config=config.to_dict(), seed=seed
     )
     make("whole")
@@ -81,16 +84,16 @@ def test_a_cache_of_another_tokenizer_size_or_crop_is_refused(cached, tokenizer_
     config, folder = cached
     sources = {"scenes": Source("scenes", **config.data.sources.scenes.to_dict())}
     _, same = tokenizer_of(config)
-    caches.check(sources, same, config.to_dict(), "stage_2")
+    cache.check(sources, same, config.to_dict(), "stage_2")
     _, other = tokenizer_of(config, shift=1e-3)
     with pytest.raises(UserError, match="cannot use the cache .*fingerprint is .*prepare codes.*scenes-train"):
-        caches.check(sources, other, config.to_dict(), "stage_2")
+        cache.check(sources, other, config.to_dict(), "stage_2")
     config.data.crop = "random"
     with pytest.raises(UserError, match="its crop is center, not random"):
-        caches.check(sources, same, config.to_dict(), "stage_2")
+        cache.check(sources, same, config.to_dict(), "stage_2")
     config.data.crop = "center"
     with pytest.raises(UserError, match="a tokenizer needs pixels"):
-        caches.check(sources, same, config.to_dict(), "tokenizer")
+        cache.check(sources, same, config.to_dict(), "tokenizer")
 
 
 def test_fingerprints_are_the_same_on_any_mesh(config, tokenizer_of):
@@ -99,11 +102,11 @@ def test_fingerprints_are_the_same_on_any_mesh(config, tokenizer_of):
     network = assembly.build_network(config.to_dict(), "stage_2")
     places = sharding.param_shardings(mesh, network.abstract, network.axes)
     spread = {p: jax.device_put(a, places[p]) for p, a in params.items()}
-    assert digest.fingerprint(spread) == digest.fingerprint(params)
+    assert fingerprint.fingerprint(spread) == fingerprint.fingerprint(params)
     swapped = dict(params)
     name = next(p for p, a in params.items() if a.ndim > 1)
     swapped[name] = params[name][::-1]
-    assert digest.fingerprint(swapped) != digest.fingerprint(params)
+    assert fingerprint.fingerprint(swapped) != fingerprint.fingerprint(params)
 
 
 def test_pixels_and_codes_do_not_mix(cached):
@@ -138,7 +141,7 @@ def test_records_of_any_kind_become_array_records(config, tmp_path):
     (tmp_path / "from/all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     fields = {"image": "image", "prompt": "caption", "tags": "tags"}
     config.data.sources.mine = dict(kind="json", path=str(tmp_path / "from/all.jsonl"), fields=fields)
-    copy = lambda: caches.copy(tmp_path / "to", source_name="mine", config=config.to_dict())
+    copy = lambda: cache.copy(tmp_path / "to", source_name="mine", config=config.to_dict())
     assert copy()["records left out"] == 1
     (listed,) = (json.loads(line) for line in (tmp_path / "to/bad_records.jsonl").read_text().splitlines())
     assert listed["record"] == 4 and listed["reason"] == "missing picture file" and "line 5" in listed["where"]
@@ -166,7 +169,7 @@ def test_a_killed_cache_goes_on(config, tokenizer_of, tmp_path):
     process.wait()
     kept = {f: f.stat().st_mtime_ns for f in files("cut")}
     subprocess.run([*command, str(tmp_path / "cut")], env=environment(), cwd=ROOT, check=True)
-    caches.make("codes", tmp_path / "whole", checkpoint_path=folder, source_name="scenes", config=config.to_dict())
+    cache.make("codes", tmp_path / "whole", checkpoint_path=folder, source_name="scenes", config=config.to_dict())
     assert 2 <= len(kept) < len(files("cut")) and all(f.stat().st_mtime_ns == at for f, at in kept.items())
     one, other = (Source("s", kind="array_record", path=str(tmp_path / name)) for name in ("cut", "whole"))
     assert [one[i] for i in range(len(one))] == [other[i] for i in range(len(other))]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from janus_jax import assembly, stages
 from janus_jax.batch import Batch
 from janus_jax.models.janus import count_targets
+from janus_jax.recipe import assembly, freezing
 
 COUNTS = {  # published checkpoints without the unused pooling head
     "janus_1p3b": {
@@ -100,8 +100,8 @@ def test_every_stage_freezes_something_that_exists(name):
     config = load(name)
     for stage in config.stages:
         network = assembly.build_network(config.to_dict(), stage)
-        trainable, frozen = stages.split(network.abstract, assembly.frozen_patterns(config.to_dict(), stage))
-        assert trainable and (frozen or stage == stages.TOKENIZER)
+        trainable, frozen = freezing.split(network.abstract, assembly.frozen_patterns(config.to_dict(), stage))
+        assert trainable and (frozen or stage == freezing.TOKENIZER)
         if name in COUNTS:
             assert ("llm/embed" in frozen) == (stage == "stage_1")
             assert ("understanding/encoder/norm/scale" in frozen) == (stage != "stage_3")

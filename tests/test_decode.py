@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, chips, estimate, sharding
-from janus_jax.data import chat, image_ops, shapes, tokenizer
+from janus_jax import hardware, sharding
+from janus_jax.data import chat, tokenizer
+from janus_jax.data import images as image_ops
 from janus_jax.errors import UserError
-from janus_jax.generation.vq_path import VQGuidance
-from janus_jax.models import decode
-from janus_jax.models.artist import Artist
+from janus_jax.generation.vq import VQGuidance
+from janus_jax.inference import decode
+from janus_jax.inference.sampler import Artist
+from janus_jax.plan import estimate
+from janus_jax.recipe import assembly
+from janus_jax.shapes import world
 
 
 @pytest.fixture
@@ -120,8 +124,8 @@ def test_every_position_costs_the_same_and_the_cache_is_what_plan_says(artist, c
 @pytest.mark.parametrize(("devices_that_hold_it", "tensor"), [(2.0, 1), (0.9, 2), (0.3, 4), (None, 1)])
 def test_weights_are_cut_only_where_they_would_fill_a_device(artist, monkeypatch, devices_that_hold_it, tensor):
     size = sum(a.nbytes for a in artist.params.values())
-    chip = chips.UNKNOWN._replace(memory=3 * size * (devices_that_hold_it or 0))
-    monkeypatch.setattr(chips, "of", lambda kind: chip)
+    chip = hardware.UNKNOWN._replace(memory=3 * size * (devices_that_hold_it or 0))
+    monkeypatch.setattr(hardware, "of", lambda kind: chip)
     mesh = assembly.inference_mesh(artist.network, artist.config)
     assert dict(mesh.shape) == dict(data=8 // tensor, fsdp=1, tensor=tensor)
 
@@ -165,8 +169,8 @@ def test_unconditional_rows_keep_bos_boi_and_padding(artist):
 
 def test_answers_do_not_depend_on_the_batch(artist):
     rng = np.random.default_rng(0)
-    scenes = [shapes.sample_scene(rng, category="colors", split="train") for _ in range(3)]
-    images = [Image.fromarray(shapes.render(rng, s)) for s in scenes]
+    scenes = [world.sample_scene(rng, category="colors", split="train") for _ in range(3)]
+    images = [Image.fromarray(world.render(rng, s)) for s in scenes]
     questions = ["What color is the star?", "How many?", "What shape is the red object?"]
     together = artist.ask(images, questions, max_tokens=5)
     assert together == [artist.ask([i], [q], max_tokens=5)[0] for i, q in zip(images, questions, strict=True)]
@@ -211,7 +215,7 @@ def test_codes_do_not_change_when_codebook_rows_are_rescaled(artist):
 
 
 def test_top_k_and_top_p_keep_only_the_likeliest():
-    from janus_jax.generation.vq_path import choose
+    from janus_jax.generation.vq import choose
 
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]] * 200))
     keys = jax.random.split(jax.random.key(0), 200)
@@ -225,10 +229,10 @@ def test_top_k_and_top_p_keep_only_the_likeliest():
 
 
 def test_a_k_above_the_vocabulary_and_a_p_of_one_cut_nothing(monkeypatch):
-    from janus_jax.generation import vq_path
+    from janus_jax.generation import vq
 
     logits = 3 * jax.random.normal(jax.random.key(0), (8, 16_384))
     keys = jax.random.split(jax.random.key(1), 8)
     monkeypatch.setattr(jax.random, "categorical", lambda key, kept: jnp.isfinite(kept).sum())
     for guidance in (VQGuidance(), VQGuidance(top_k=20_000), VQGuidance(top_p=1.0)):
-        assert set(np.asarray(vq_path.choose(logits, keys, guidance)).tolist()) == {16_384}
+        assert set(np.asarray(vq.choose(logits, keys, guidance)).tolist()) == {16_384}

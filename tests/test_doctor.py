@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, doctor, sharding
-from janus_jax.data import fill, synthetic
-from janus_jax.data.fill import Lengths
+from janus_jax import sharding
+from janus_jax.data import packing_stats, synthetic
+from janus_jax.data.packing_stats import Lengths
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from janus_jax.prepare import check
+from janus_jax.recipe import assembly
 from tests.conftest import ROOT, environment
 
 DIMS = {  # a shape file in small
@@ -38,7 +40,7 @@ def test_the_doctor_counts_what_is_there(config, tmp_path):
     config.data.sources.scenes.path = str(tmp_path / "mixed.array_record")
     config.stages = {name: config.stages[name] for name in ("stage_2", "stage_3")}
     config.data.bad_record_limit = 0.5
-    sources, stages = doctor.check(config.to_dict(), tmp_path / "out")
+    sources, stages = check.check(config.to_dict(), tmp_path / "out")
     scenes = sources["scenes"]
     assert (scenes["records"], scenes["unusable"], scenes["duplicates"], scenes["pictures"]) == (8, 1, 2, 7)
     assert scenes["scripts"] == {"LATIN": 4, "CJK": 3} and scenes["widths"] == [32, 32, 32]
@@ -63,7 +65,7 @@ def test_a_source_without_a_usable_record_is_told(config, tmp_path):
     with pytest.raises(
         UserError, match=r"'scenes' has no record that stage_. can use for .*no field .* beside \['jpg', 'txt'\]"
     ):
-        doctor.check(config.to_dict(), tmp_path / "out")
+        check.check(config.to_dict(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,31 +74,31 @@ def test_no_packing_passes_the_bound(seed):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, 30, 5)
     table = {"text": Lengths(tokens, np.zeros(5, int))}
-    bound = fill.bound(table, (0, 1, 0), length=40)
+    bound = packing_stats.bound(table, (0, 1, 0), length=40)
     fewest = min(max(rows) + 1 for rows in itertools.product(range(5), repeat=5)
                  if all(tokens[np.array(rows) == r].sum() <= 40 for r in range(5)))  # fmt: skip
     assert tokens.sum() / (40 * fewest) <= bound + 1e-9 <= 1 + 1e-6
-    packed = fill.simulate(table, (0, 1, 0), rows=2, length=40, und_slots=0, gen_slots=0, window=32, groups=4000)
+    packed = packing_stats.simulate(table, (0, 1, 0), rows=2, length=40, und_slots=0, gen_slots=0, window=32, groups=4000)
     assert 0.9 * bound < packed.token_fill <= bound + 0.002  # a window is left over
 
 
 def test_rows_that_fit_no_second_example_have_the_bound_of_one():
     table = {"generation": Lengths(np.array([60]), np.array([1]))}
-    assert fill.bound(table, (0, 0, 1), length=100) == pytest.approx(0.6)
-    assert fill.budgets(table, (0, 0, 1), rows=2, length=60)[:2] == (0, 4)
+    assert packing_stats.bound(table, (0, 0, 1), length=100) == pytest.approx(0.6)
+    assert packing_stats.budgets(table, (0, 0, 1), rows=2, length=60)[:2] == (0, 4)
 
 
 def test_slots_hold_the_example_with_the_most_pictures():
     table = {"understanding": Lengths(np.array([50] * 9 + [100]), np.array([0] * 9 + [9]))}
-    assert fill.budgets(table, (1, 0, 0), rows=1, length=100)[:2] == (9, 0)
+    assert packing_stats.budgets(table, (1, 0, 0), rows=1, length=100)[:2] == (9, 0)
 
 
 @pytest.mark.parametrize("mixture", [(2, 3, 5), (1, 0, 1), (1, 0, 3), (7, 3, 10), (5, 1, 4)])
 def test_eight_rows_of_real_lengths_are_full(mixture):
     table = synthetic.realistic(points=40)
-    und, gen, _ = fill.budgets(table, mixture, rows=8, length=4096)
-    packed = fill.simulate(table, mixture, rows=8, length=4096, und_slots=und, gen_slots=gen, groups=150)
-    assert packed.token_fill >= 0.97 * fill.bound(table, mixture, length=4096) and packed.slot_fill >= 0.85
+    und, gen, _ = packing_stats.budgets(table, mixture, rows=8, length=4096)
+    packed = packing_stats.simulate(table, mixture, rows=8, length=4096, und_slots=und, gen_slots=gen, groups=150)
+    assert packed.token_fill >= 0.97 * packing_stats.bound(table, mixture, length=4096) and packed.slot_fill >= 0.85
 
 
 def test_the_benchmark_of_a_shape_file_ends_with_its_figures(tmp_path):

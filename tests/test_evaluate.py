@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, checkpoint, sharding
+from janus_jax import checkpoint, sharding
 from janus_jax.data import tokenizer
 from janus_jax.errors import UserError
-from janus_jax.eval import report, runs, shapes_score
-from janus_jax.eval.held_out import HeldOut
-from janus_jax.eval.picture_sets import PICTURE_SETS
-from janus_jax.eval.samples import Sampler
-from janus_jax.eval.understanding import BENCHMARKS
+from janus_jax.evaluate import report, runner
+from janus_jax.evaluate.drawing.image_sets import PICTURE_SETS
+from janus_jax.evaluate.understanding import BENCHMARKS
+from janus_jax.recipe import assembly
+from janus_jax.shapes import score
+from janus_jax.train.held_out import HeldOut
+from janus_jax.train.samples import Sampler
 from tests import test_picture_sets, test_understanding
 from tests.conftest import ROOT, environment
 from tests.test_train import finish, run
@@ -61,7 +63,7 @@ class Painter:
 def test_pictures_are_the_same_whatever_the_batch_and_the_cuts(name, tmp_path):
     benchmark = test_picture_sets.made(name, tmp_path / "data")
     prompts, samples = benchmark.read(tmp_path / "data"), benchmark.samples
-    draw = lambda painter, out, batch: runs.draw_all(
+    draw = lambda painter, out, batch: runner.draw_all(
         painter, benchmark, prompts, out=tmp_path / out, guidance=None, batch=batch, seed=0
     )
     draw(whole := Painter(), "whole", 100)
@@ -82,10 +84,10 @@ def test_answers_go_on_behind_a_line_that_was_cut_off(tmp_path):
     test_understanding.pope(tmp_path / "data")
     benchmark = BENCHMARKS["pope"]
     questions = benchmark.read(tmp_path / "data")
-    ask = lambda painter: runs.answer_all(painter, benchmark, questions, out=tmp_path, batch=5)
+    ask = lambda painter: runner.answer_all(painter, benchmark, questions, out=tmp_path, batch=5)
     with pytest.raises(KeyboardInterrupt):
         ask(Painter(patience=1))
-    path = tmp_path / runs.ANSWERS
+    path = tmp_path / runner.ANSWERS
     assert path.read_text().count("\n") == 5
     with path.open("ab") as file:
         file.write('{"id": "random/9", "answer": "caf\u00e9'.encode()[:-1])  # in the middle of a letter
@@ -100,11 +102,11 @@ def test_answers_with_any_letter_are_read_again(tmp_path, monkeypatch):
     questions = BENCHMARKS["pope"].read(tmp_path / "data")
     monkeypatch.setattr(Painter, "answer", lambda self, asked, **_: ["a\u2028b\x85c\r\nd \u00e9"] * len(asked))
     for _ in range(2):
-        answers = runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
+        answers = runner.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
     assert set(answers) == {"a\u2028b\x85c\r\nd \u00e9"}
-    (tmp_path / runs.ANSWERS).write_text('{"id": "random/9", "ans\n')
+    (tmp_path / runner.ANSWERS).write_text('{"id": "random/9", "ans\n')
     with pytest.raises(UserError, match="answers.jsonl' holds a line that is no answer"):
-        runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
+        runner.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
 
 
 @pytest.mark.parametrize("name", ["pope", "dpg"])
@@ -114,7 +116,7 @@ def test_other_tasks_have_another_digest(name, tmp_path):
     tasks = (PICTURE_SETS | BENCHMARKS)[name].read(tmp_path / name)
     field = "text" if name == "dpg" else "content"
     other = [tasks[0]._replace(**{field: "Do you see a dog?"}), *tasks[1:]]
-    assert runs.digest_of(tasks) == runs.digest_of(list(tasks)) != runs.digest_of(other)
+    assert runner.digest_of(tasks) == runner.digest_of(list(tasks)) != runner.digest_of(other)
 
 
 def test_settings_that_were_cut_off_or_differ_are_told(tmp_path):
@@ -149,7 +151,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "data/val2014/1.jpg").write_bytes(b"no picture")
     questions = BENCHMARKS["pope"].read(tmp_path / "data")
     with pytest.raises(UserError, match=r"val2014/1.jpg' cannot be read"):
-        runs.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
+        runner.answer_all(Painter(), BENCHMARKS["pope"], questions, out=tmp_path, batch=5)
 
 
 def test_every_benchmark_runs_on_a_model(trained, tmp_path):
@@ -171,13 +173,13 @@ def test_every_benchmark_runs_on_a_model(trained, tmp_path):
         tasks = benchmark.read(tmp_path / "data" / name)
         assert found["count"] == len(tasks) and found["settings"]["benchmark"] == name
         assert f"# {name}" in (out / "evaluation.md").read_text()
-        assert found["settings"]["tasks"] == runs.digest_of(tasks)
+        assert found["settings"]["tasks"] == runner.digest_of(tasks)
         assert found["settings"]["fingerprint"] == checkpoint.open_saved(trained).fingerprint
         if name in PICTURE_SETS:
             assert all(benchmark.done(out / "pictures", p) for p in tasks) and (out / "sheet.png").exists()
             assert found["settings"]["scale"] == 2 and found["settings"]["pictures_a_prompt"] == benchmark.samples
             continue
-        answers = {e["id"]: e["answer"] for e in map(json.loads, (out / runs.ANSWERS).read_text().splitlines())}
+        answers = {e["id"]: e["answer"] for e in map(json.loads, (out / runner.ANSWERS).read_text().splitlines())}
         given = [answers[q.id] for q in tasks]
         unit = 1 if name == "mme" else 100
         assert found["scores"] == {k: unit * v for k, v in benchmark.score(tasks, given).items()}
@@ -280,8 +282,8 @@ def test_shapes_are_scored_while_a_run_trains(config, data, monkeypatch):
     def draw_all(artist, prompts, *, seeds, guidance):
         assert guidance.scale == config.samples.guidance and seeds == [0]
         rng = np.random.default_rng(0)
-        return {c: np.stack([[shapes_score._real_picture(rng, c, p)] for p in ps]) for c, ps in prompts.items()}
+        return {c: np.stack([[score._real_picture(rng, c, p)] for p in ps]) for c, ps in prompts.items()}
 
-    monkeypatch.setattr(shapes_score, "draw_all", draw_all)
+    monkeypatch.setattr(score, "draw_all", draw_all)
     sampler.score(7, network.fresh(jax.random.key(0)))
-    assert found == [(7, {f"shapes/{c}": 1.0 for c in (*shapes_score.load_prompts(data), "overall")})]
+    assert found == [(7, {f"shapes/{c}": 1.0 for c in (*score.load_prompts(data), "overall")})]

@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, caches, checkpoint, sharding, train_step
-from janus_jax.data import image_ops, shapes, tokenizer
+from janus_jax import checkpoint, sharding, train_step
+from janus_jax.data import images as image_ops
+from janus_jax.data import tokenizer
 from janus_jax.data.sources import Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 from janus_jax.generation import convnext
 from janus_jax.generation.base import Pictures
 from janus_jax.generation.flow import FlowGuidance
+from janus_jax.inference import decode
+from janus_jax.inference.sampler import Artist
 from janus_jax.layers.linear import Rngs
-from janus_jax.models import decode
-from janus_jax.models.artist import Artist
 from janus_jax.models.janus import count_targets
+from janus_jax.prepare import cache
+from janus_jax.recipe import assembly
+from janus_jax.shapes import world
 from tests.conftest import first_batch, params_of, state_for, two_losses
 from tests.paths import flow
 
@@ -203,7 +207,7 @@ def wide_pictures(recipe, folder):
     """The scenes that are drawn, each beside the one before it: twice as wide as high."""
     source, path = Source("scenes", **recipe.to_dict()["data"]["sources"]["scenes"]), folder / "wide.array_record"
     pixels = [np.asarray(image_ops.decode(source[i]["image"])) for i in range(len(source))]
-    pairs = [shapes.encode_png(np.concatenate([b, a], axis=1)) for a, b in zip(pixels, pixels[-1:] + pixels, strict=False)]
+    pairs = [world.encode_png(np.concatenate([b, a], axis=1)) for a, b in zip(pixels, pixels[-1:] + pixels, strict=False)]
     write_array_record(path, [source[i] | {"image": pair} for i, pair in enumerate(pairs)])
     return path
 
@@ -260,7 +264,7 @@ def test_cached_latents_are_those_of_the_step(recipe, tmp_path, crop):
     writer = checkpoint.Writer(tmp_path / "run", keep=1)
     writer.save(1, params=params, about={"stage": "stage_2", "config": assembly.cli.plain(config)})
     writer.wait()
-    make = functools.partial(caches.make, out=tmp_path / "cache", checkpoint_path=tmp_path / "run", source_name="scenes")
+    make = functools.partial(cache.make, out=tmp_path / "cache", checkpoint_path=tmp_path / "run", source_name="scenes")
     assert make("latents") == json.loads((tmp_path / "cache/about.json").read_text()) | {"records left out": 0}
     about = make("latents")  # finds its file and makes nothing anew
     assert about["crop"] == crop and len(about["fingerprint"]) == 16

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.convert import name_map
 from janus_jax.generation.flow import FlowGuidance, noised
-from janus_jax.models import decode
+from janus_jax.inference import decode
 from janus_jax.models.interleave import insert
-from janus_jax.weights import names
 from tests.golden_model import GOLDEN, close, flow_model, inputs, load_janus, nhwc, sizes, spell_out
 
 FOLDER = GOLDEN / "janusflow_tiny"
@@ -71,7 +71,7 @@ def test_gradients_of_every_parameter(golden):
     gradients = jax.jit(jax.grad(lambda p: flow_loss(network.merge(p), io)))(params)
     expected = {k.removeprefix("flow/"): g for k, g in inputs(FOLDER, "grads").items()}
     tensors = spell_out(network, "flow")
-    ours = dict(names.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
+    ours = dict(name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
     assert len(expected) >= 50
     for key, gradient in expected.items():
         close(ours[key], gradient, tolerance=1e-4)

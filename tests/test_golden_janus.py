@@ -10,11 +10,11 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from janus_jax.data import image_ops
-from janus_jax.generation.vq_path import VQGuidance
-from janus_jax.models import decode
+from janus_jax.convert import name_map
+from janus_jax.data import images
+from janus_jax.generation.vq import VQGuidance
+from janus_jax.inference import decode
 from janus_jax.models.interleave import insert
-from janus_jax.weights import names
 from tests.golden_model import GOLDEN, close, inputs, janus_model, load_janus, nhwc, sizes, spell_out
 
 FOLDER = GOLDEN / "janus_tiny"
@@ -103,7 +103,7 @@ def test_gradients_of_every_parameter(golden, task, loss):
     gradients = jax.jit(jax.grad(lambda p: loss(network.merge(p), io)))(params)
     expected = {k.removeprefix(f"{task}/"): g for k, g in inputs(FOLDER, "grads").items() if k.startswith(f"{task}/")}
     tensors = spell_out(network, "vq")
-    ours = dict(names.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
+    ours = dict(name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
     assert len(expected) >= 20
     for key, gradient in expected.items():
         close(ours[key], gradient, tolerance=1e-4)
@@ -136,6 +136,6 @@ def test_guided_greedy_sampling(golden):
 def test_preprocessing_is_exact():
     expected = load_file(FOLDER / "preprocess/expected_uint8_chw.safetensors")
     for name, levels in expected.items():
-        image = image_ops.decode((FOLDER / f"preprocess/{name}.png").read_bytes())
-        ours = image_ops.for_understanding(image, size=levels.shape[-1])
+        image = images.decode((FOLDER / f"preprocess/{name}.png").read_bytes())
+        ours = images.for_understanding(image, size=levels.shape[-1])
         np.testing.assert_array_equal(ours, np.moveaxis(levels, 0, -1))

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from janus_jax.generation.vae import VAE
-from janus_jax.models.network import Network
-from janus_jax.weights import files, names, tables
+from janus_jax.convert import files, name_map
+from janus_jax.convert.layouts import tables
+from janus_jax.models.functional import Network
+from janus_jax.tokenizers.sdxl_vae import VAE
 from tests.golden_model import GOLDEN, close, inputs, nhwc, sizes
 
 FOLDER = GOLDEN / "sdxl_vae_tiny"
@@ -34,9 +35,9 @@ def test_moments_and_decoding():
     network = Network(functools.partial(Holder, **settings))
     table, _ = tables.TOWERS["diffusers_vae"]
     stored = tables.stored_tower("diffusers_vae", network.abstract)
-    tensors = names.spell_out(table, stored, layout="diffusers_vae")
-    names.check(tensors, weights.held, unused={}, layout="diffusers_vae", where=str(FOLDER))
-    params = {p: jnp.asarray(a) for p, a in names.gather(weights.read, tensors, network.abstract)}
+    tensors = name_map.spell_out(table, stored, layout="diffusers_vae")
+    name_map.check(tensors, weights.held, unused={}, layout="diffusers_vae", where=str(FOLDER))
+    params = {p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)}
     params |= {"generation/tokenizer/scale": jnp.float32(d["scaling_factor"])}
     vae = network.merge(params).generation["tokenizer"]
     mean, logvar = jax.jit(vae.encode)(nhwc(io["pixels"]))

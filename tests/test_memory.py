@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import optimizer, sharding
+from janus_jax import sharding
 from janus_jax.errors import UserError
 from janus_jax.layers.remat import POLICIES
+from janus_jax.models.functional import Network
 from janus_jax.models.llama import Llama
-from janus_jax.models.network import Network
+from janus_jax.recipe import optimizer
 from tests.conftest import params_of
 
 LLM = dict(vocab_size=32, num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=64)

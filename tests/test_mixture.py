@@ -5,14 +5,14 @@ import importlib
 import numpy as np
 import pytest
 
-from janus_jax import assembly
 from janus_jax.batch import TASKS, Example
 from janus_jax.data.bad_records import BadRecords
-from janus_jax.data.fill import Lengths
 from janus_jax.data.mixture import Mixture, Phase, whole
+from janus_jax.data.packing_stats import Lengths
 from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
+from janus_jax.recipe import assembly
 
 RECIPES = ["tiny", "openmoji", "janus_1p3b", "pro_1b", "pro_7b", "tiny_flow", "openmoji_flow", "flow_1p3b", "flow_1p3b_256"]
 

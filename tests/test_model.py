@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly, optimizer, train_step
+from janus_jax import train_step
 from janus_jax.errors import UserError
 from janus_jax.models.interleave import extract, insert
 from janus_jax.models.janus import count_targets
+from janus_jax.recipe import assembly, optimizer
 from tests.conftest import first_batch, params_of, state_for, two_losses
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import openmoji as page
-from janus_jax.data import image_ops, openmoji
+from janus_jax.data import images
+from janus_jax.data.examples import ExampleMaker
 from janus_jax.data.sources import Source
-from janus_jax.data.tasks import ExampleMaker
 from janus_jax.data.tokenizer import load
+from janus_jax.prepare import openmoji
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_records_become_examples(folder):
         example = make(source[0], task=task, rng=np.random.default_rng(0), record_id="0")
         assert example.text_weights.any() == (task != "generation")
         for picture in example.und_images + example.gen_images:
-            pixels = image_ops.for_generation(image_ops.decode(picture), size=64)
+            pixels = images.for_generation(images.decode(picture), size=64)
             assert pixels.shape == (64, 64, 3) and pixels.std() > 5
 
 

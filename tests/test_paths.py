@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import assembly, checkpoint, sharding, stages, train_step
+from janus_jax import checkpoint, sharding, train_step
 from janus_jax.data import tokenizer
 from janus_jax.generation import PATHS
-from janus_jax.layers import packed
-from janus_jax.layers.blockwise import blockwise
-from janus_jax.models.artist import Artist
+from janus_jax.inference.sampler import Artist
+from janus_jax.layers import packed_attention
+from janus_jax.layers.flash_xla import blockwise
 from janus_jax.models.janus import count_targets
+from janus_jax.recipe import assembly, freezing
 from tests import paths
 from tests.conftest import ROOT, environment, first_batch, params_of, state_for
 
@@ -47,11 +48,11 @@ def keys_for(batch):
 
 def test_every_stage_takes_a_finite_step_moves_what_trains_and_leaves_the_rest(recipe):
     for stage in recipe.stages:
-        if stage == stages.TOKENIZER:
+        if stage == freezing.TOKENIZER:
             continue
         recipe.stages[stage].warmup = 0
         network, batch = first_batch(recipe, stage)
-        for frozen in {recipe.stages[stage].frozen if stage == "stage_1" else stages.FROZEN[stage], stages.FROZEN[stage]}:
+        for frozen in {recipe.stages[stage].frozen if stage == "stage_1" else freezing.FROZEN[stage], freezing.FROZEN[stage]}:
             recipe.stages[stage].frozen = frozen
             state, tx, rate = state_for(recipe, stage, network)
             before = jax.tree.map(np.array, (state.trainable, state.frozen))
@@ -132,7 +133,7 @@ def test_no_gradient_between_packed_examples(leak_case):
 
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
     causal = lambda q, k, v, segment_ids: blockwise(q, k, v, jnp.ones_like(segment_ids))
-    monkeypatch.setattr(packed, "blockwise", causal)
+    monkeypatch.setattr(packed_attention, "blockwise", causal)
     assert max(other for other, _ in embedding_leaks(*leak_case)) > 0
 
 

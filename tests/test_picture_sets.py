@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from janus_jax.errors import UserError
-from janus_jax.eval import feature_distance, papers
-from janus_jax.eval.picture_sets import PICTURE_SETS
+from janus_jax.evaluate import papers
+from janus_jax.evaluate.drawing import feature_distance
+from janus_jax.evaluate.drawing.image_sets import PICTURE_SETS
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 LINES = [

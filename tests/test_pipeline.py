@@ -7,16 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax import assembly, sharding
+from janus_jax import sharding
 from janus_jax.batch import TASKS, Example
-from janus_jax.data import shapes
 from janus_jax.data.bad_records import BadRecords
-from janus_jax.data.fill import Lengths
 from janus_jax.data.mixture import Phase
+from janus_jax.data.packing_stats import Lengths
 from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
+from janus_jax.recipe import assembly
+from janus_jax.shapes import world
 
 
 def pipeline(config, stage="stage_2", host=(0, 1)):
@@ -164,7 +165,7 @@ def test_records_of_another_form_are_bad_records(config, tmp_path, record, reaso
 
 
 def test_an_example_with_more_pictures_than_slots_is_a_bad_record(config, tmp_path):
-    picture = shapes.encode_png(np.zeros((16, 16, 3), np.uint8))
+    picture = world.encode_png(np.zeros((16, 16, 3), np.uint8))
     turns = [{"role": "user", "content": "<image_placeholder>" * 5}, {"role": "assistant", "content": "five"}]
     write_array_record(tmp_path / "many.array_record", [{"images": [picture] * 5, "conversation": turns}] * 5)
     config.data.sources["captions"].path = str(tmp_path / "many.array_record")

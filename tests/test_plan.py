@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common, pro_1b, pro_7b, tiny
-from janus_jax import assembly, estimate, flops, hlo, scale, sharding, topology
+from janus_jax import flops, hlo, sharding
 from janus_jax.errors import UserError
 from janus_jax.generation import convnext
 from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
 from janus_jax.generation.flow import FlowPath
-from janus_jax.generation.vq import VQTokenizer
 from janus_jax.layers.linear import Mlp
+from janus_jax.models.functional import Network
 from janus_jax.models.llama import Llama
-from janus_jax.models.network import Network
 from janus_jax.models.siglip import Siglip
+from janus_jax.plan import estimate, table, topology
+from janus_jax.recipe import assembly
+from janus_jax.tokenizers.vq16 import VQTokenizer
 from tests.conftest import environment, params_of
 
 
@@ -180,10 +182,10 @@ def test_settings_start_with_the_configs_own_and_all_divide():
 def test_days_of_the_table_are_those_of_its_mfu(tmp_path):
     for name in ("scale.md", "scale.jsonl"):
         (tmp_path / name).write_text((Path(__file__).parents[1] / "docs" / name).read_text())
-    cells = {scale._key(c): c for c in map(json.loads, (tmp_path / "scale.jsonl").read_text().splitlines())}
+    cells = {table._key(c): c for c in map(json.loads, (tmp_path / "scale.jsonl").read_text().splitlines())}
     day = lambda: float((tmp_path / "scale.md").read_text().split("| 2 | v5p:4x4x4 |")[1].split(" | ")[5])
     before = day()
-    scale._write(tmp_path / "scale.md", cells, 0.225)
+    table._write(tmp_path / "scale.md", cells, 0.225)
     assert day() == pytest.approx(2 * before, abs=0.1)
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import assembly, checkpoint
-from janus_jax.data import image_ops
+from janus_jax import checkpoint
+from janus_jax.convert import files
+from janus_jax.convert.layouts import read_config
+from janus_jax.data import images
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.sources import Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.data.tokenizer import PRO_ROLES, SPECIAL
 from janus_jax.errors import UserError
-from janus_jax.weights import fields, files
+from janus_jax.recipe import assembly
 from tests.test_model import first_batch, params_of
 from tests.test_train import finish, run, start
 from tests.test_weights import command
@@ -58,7 +60,7 @@ def png(image, **options):
 @pytest.mark.parametrize("size", [(333, 500), (1000, 3), (3, 1000), (47, 60), (384, 384), (1, 1), (255, 256)])
 def test_preprocessing_is_the_released_one(mode, size):
     encoded = png(noise(mode, *size))
-    ours = image_ops.for_understanding(image_ops.decode(encoded), size=384)
+    ours = images.for_understanding(images.decode(encoded), size=384)
     np.testing.assert_array_equal(ours, as_released(Image.open(io.BytesIO(encoded))))
 
 
@@ -69,7 +71,7 @@ def test_preprocessing_agrees_with_transformers_where_it_rounds_alike(torch, siz
     image = noise("RGB", *size)
     processor = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     theirs = processor(image, return_tensors="np")["pixel_values"][0]
-    ours = image_ops.for_understanding(image_ops.decode(png(image)), size=384)
+    ours = images.for_understanding(images.decode(png(image)), size=384)
     np.testing.assert_array_equal(np.moveaxis(ours, -1, 0), np.round((theirs * 0.5 + 0.5) * 255).astype(np.uint8))
 
 
@@ -79,10 +81,10 @@ def test_sources_may_turn_pictures_and_fill_what_is_transparent(tmp_path):
     exif[0x0112] = 6  # turn by a quarter
     write_array_record(tmp_path / "x.array_record", [{"image": png(image, exif=exif), "prompt": "x"}])
     options = dict(kind="array_record", path=str(tmp_path / "x.array_record"))
-    plain = image_ops.decode(Source("x", **options)[0]["image"])
+    plain = images.decode(Source("x", **options)[0]["image"])
     assert plain.size == (20, 10)
     np.testing.assert_array_equal(plain, np.asarray(image)[..., :3])
-    changed = image_ops.decode(Source("x", exif="apply", alpha="white", **options)[0]["image"])
+    changed = images.decode(Source("x", exif="apply", alpha="white", **options)[0]["image"])
     over = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     np.testing.assert_array_equal(changed, over.rotate(-90, expand=True))
     for wrong in (dict(exif="aply"), dict(alpha="chartreux")):
@@ -177,7 +179,7 @@ def test_imported_weights_are_trained_and_exported(torch, folder, data, tmp_path
     sizes = dict(layers=3, heads=3, width=24, grid=3, vit_heads=3, vit_layers=2, mlp=40)
     _, source = folder(sizes | dict(multiplier=[1] * 5, res_blocks=1, codes=48))
     command("import", layout="transformers", src=source, out=tmp_path / "weights")
-    described = fields.read_janus("transformers", files.Folder(source))
+    described = read_config.read_janus("transformers", files.Folder(source))
     recipe = tmp_path / "recipe.py"
     recipe.write_text(f"""
 from pathlib import Path

@@ -3,49 +3,48 @@
 import numpy as np
 import pytest
 
-from janus_jax.data import shapes
-from janus_jax.eval import shapes_reader
+from janus_jax.shapes import reader, world
 
-NAMED = dict(zip(shapes.CATEGORIES, ((1, 0, 1), (0, 0, 1), (0, 1, 1), (0, 1, 1), (0, 0, 1), (0, 1, 1)), strict=True))
+NAMED = dict(zip(world.CATEGORIES, ((1, 0, 1), (0, 0, 1), (0, 1, 1), (0, 1, 1), (0, 0, 1), (0, 1, 1)), strict=True))
 
 
 def wanted(scene):
     return [[n if k else "" for n, k in zip(t[:3], NAMED[scene.category], strict=True)] for t in scene.things]
 
 
-@pytest.mark.parametrize("category", shapes.CATEGORIES)
+@pytest.mark.parametrize("category", world.CATEGORIES)
 def test_reader_accepts_real_pictures_and_refuses_near_misses(category):
     rng = np.random.default_rng(1)
     good, near = [], []
     for i in range(150):
-        scene = shapes.sample_scene(rng, category=category, split="heldout" if i % 2 else "train")
-        things = shapes_reader.read(shapes.render(rng, scene))
+        scene = world.sample_scene(rng, category=category, split="heldout" if i % 2 else "train")
+        things = reader.read(world.render(rng, scene))
         want = wanted(scene)
-        good.append(shapes_reader.fits(things, wanted=want, relation=scene.relation))
+        good.append(reader.fits(things, wanted=want, relation=scene.relation))
         changed = [list(w) for w in want]
         field = int(rng.choice([k for k in range(3) if want[0][k]]))
-        names = (shapes.SIZES, shapes.COLORS, shapes.SHAPES)[field]
+        names = (world.SIZES, world.COLORS, world.SHAPES)[field]
         other = str(rng.choice([n for n in names if all(n != w[field] for w in want)]))
         for w in changed if category == "counting" else changed[:1]:
             w[field] = other
-        near.append(shapes_reader.fits(things, wanted=changed, relation=scene.relation))
-        near.append(shapes_reader.fits(things, wanted=[*want, want[0]], relation=""))
+        near.append(reader.fits(things, wanted=changed, relation=scene.relation))
+        near.append(reader.fits(things, wanted=[*want, want[0]], relation=""))
         if scene.relation:
-            near.append(shapes_reader.fits(things, wanted=want, relation=shapes.OPPOSITE[scene.relation]))
+            near.append(reader.fits(things, wanted=want, relation=world.OPPOSITE[scene.relation]))
     assert np.mean(good) >= 0.99 and np.mean(near) <= 0.05
 
 
 def test_training_scenes_hold_no_held_out_combination():
     rng = np.random.default_rng(0)
-    for category in shapes.CATEGORIES:
+    for category in world.CATEGORIES:
         for _ in range(100):
-            assert not shapes.held_out(shapes.sample_scene(rng, category=category, split="train"))
-            assert shapes.held_out(shapes.sample_scene(rng, category=category, split="heldout"))
+            assert not world.held_out(world.sample_scene(rng, category=category, split="train"))
+            assert world.held_out(world.sample_scene(rng, category=category, split="heldout"))
 
 
 def test_held_out_prompts_are_distinct_and_enough():
-    prompts = shapes.held_out_prompts()
-    for category in shapes.CATEGORIES:
+    prompts = world.held_out_prompts()
+    for category in world.CATEGORIES:
         assert len({p["prompt"] for p in prompts[category]}) == 100
 
 

@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import common, pro_1b
-from janus_jax import assembly, sharding, train
-from janus_jax.data import image_ops, shapes
+from janus_jax import sharding
+from janus_jax.data import images
 from janus_jax.data.chat import IMAGE
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.sources import KINDS, Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from janus_jax.recipe import assembly
+from janus_jax.shapes import world
+from janus_jax.train import __main__ as train
 from tests import tfds_set
 
 COUNT = 24
@@ -31,7 +34,7 @@ NAMES = [f"thing number {chr(97 + i)}" for i in range(COUNT)]
 def picture(i):
     """A PNG that no other record has, wider than high."""
     pixels = np.random.default_rng(i).integers(0, 256, (20, 28, 3), np.uint8)
-    return shapes.encode_png(pixels)
+    return world.encode_png(pixels)
 
 
 PICTURES = [picture(i) for i in range(COUNT)]
@@ -122,7 +125,7 @@ def test_records_are_read_exactly_in_any_order(source):
     found = {plain(opened[i]["prompt"]): opened[i] for i in np.random.default_rng(0).permutation(COUNT)}
     assert found.keys() == set(NAMES) and len(opened) == COUNT
     for encoded, name in zip(PICTURES, NAMES, strict=True):
-        pixels = lambda e: np.asarray(image_ops.decode(e))
+        pixels = lambda e: np.asarray(images.decode(e))
         np.testing.assert_array_equal(pixels(found[name]["image"]), pixels(encoded))
         assert plain(found[name]["caption"]) == name
     assert len({opened.locate(i) for i in range(COUNT)}) == COUNT
@@ -143,15 +146,15 @@ def test_a_run_trains_from_it_and_its_first_batch_holds_what_lies_in_the_files(s
     for s, (tokens, segments) in enumerate(zip(batch.tokens, batch.segment_ids, strict=True)):
         tokens, segments = tokens.reshape(-1), (segments + 100 * np.arange(len(segments))[:, None]).reshape(-1)
         for kind, starts, pictures, fit in (
-            ("und", batch.und_start[s], batch.und_images[s], image_ops.for_understanding),
-            ("gen", batch.gen_start[s], batch.gen_images[s], image_ops.for_generation),
+            ("und", batch.und_start[s], batch.und_images[s], images.for_understanding),
+            ("gen", batch.gen_start[s], batch.gen_images[s], images.for_generation),
         ):
             for start, pixels in zip(starts, pictures, strict=True):
                 if start == len(tokens):
                     continue
                 text = tokenizer.decode(tokens[segments == segments[start]])
                 (i,) = [i for i, name in enumerate(NAMES) if name in text]
-                np.testing.assert_array_equal(pixels, fit(image_ops.decode(PICTURES[i]), size=32))
+                np.testing.assert_array_equal(pixels, fit(images.decode(PICTURES[i]), size=32))
                 seen[kind] += 1
     assert min(seen.values()) >= 10
 

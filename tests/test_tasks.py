@@ -5,9 +5,9 @@ import pytest
 
 from janus_jax.data import tokenizer
 from janus_jax.data.chat import IMAGE
-from janus_jax.data.image_ops import BadRecord
-from janus_jax.data.shapes import encode_png
-from janus_jax.data.tasks import ExampleMaker
+from janus_jax.data.examples import ExampleMaker
+from janus_jax.data.images import BadRecord
+from janus_jax.shapes.world import encode_png
 
 PICTURE = encode_png(np.full((32, 32, 3), 200, np.uint8))
 

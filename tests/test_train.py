@@ -15,10 +15,12 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from janus_jax import checkpoint, metrics, train
-from janus_jax.data import shapes
+from janus_jax import checkpoint
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
+from janus_jax.shapes import world
+from janus_jax.train import __main__ as train
+from janus_jax.train import metrics
 from tests.conftest import ROOT, environment
 
 CONFIG = """
@@ -188,7 +190,7 @@ def test_help_lists_a_commands_own_flags():
 def broken(data, tmp_path_factory):
     """A folder with files of no records, of pictures that are none, and of pictures cut short."""
     folder = tmp_path_factory.mktemp("broken")
-    png = shapes.encode_png(np.full((64, 64, 3), 200, np.uint8))
+    png = world.encode_png(np.full((64, 64, 3), 200, np.uint8))
     for name, pictures in {"empty": [], "broken": [b"no picture"] * 30, "cut": [png[:-30]] * 30}.items():
         write_array_record(folder / f"{name}.array_record", [{"image": p, "prompt": "a star"} for p in pictures])
     return folder

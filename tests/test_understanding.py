@@ -14,9 +14,8 @@ from PIL import Image
 
 from janus_jax.data.chat import IMAGE
 from janus_jax.errors import UserError
-from janus_jax.eval import choice, mmmu, open_answers, yes_no
-from janus_jax.eval.understanding import BENCHMARKS
-from janus_jax.eval.vqa_accuracy import normalise, vqa_accuracy
+from janus_jax.evaluate.understanding import BENCHMARKS, choice, mmmu, open_answers, yes_no
+from janus_jax.evaluate.understanding.vqa_accuracy import normalise, vqa_accuracy
 
 POPE = Path(__file__).parents[2] / "shared/data/pope"
 SHORT = "\nAnswer the question using a single word or phrase."

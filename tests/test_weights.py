@@ -23,17 +23,20 @@ import tokenizers
 from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
-from janus_jax import assembly, checkpoint, convert
+from janus_jax import checkpoint
+from janus_jax.convert import __main__ as convert
+from janus_jax.convert import files, name_map
+from janus_jax.convert.layouts import read_config, tables
 from janus_jax.data import chat
 from janus_jax.data import tokenizer as text_tokenizer
 from janus_jax.data.tokenizer import SPECIAL
 from janus_jax.errors import UserError
-from janus_jax.generation.vq import VQTokenizer
-from janus_jax.generation.vq_path import VQGuidance
-from janus_jax.models import decode
+from janus_jax.generation.vq import VQGuidance
+from janus_jax.inference import decode
+from janus_jax.models.functional import Network
 from janus_jax.models.interleave import insert
-from janus_jax.models.network import Network
-from janus_jax.weights import fields, files, names, tables
+from janus_jax.recipe import assembly
+from janus_jax.tokenizers.vq16 import VQTokenizer
 from tests.golden_model import close, nhwc
 
 KEYS = Path(__file__).parent / "checkpoint_keys"
@@ -62,7 +65,7 @@ def command(name, **settings):
 def test_every_released_key_and_shape_is_covered(name, layout):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     abstract = assembly.build_network(config, "stage_3").abstract
-    tensors = names.spell_out(tables.JANUS[layout, "vq"], abstract, layout=layout)
+    tensors = name_map.spell_out(tables.JANUS[layout, "vq"], abstract, layout=layout)
     ours = {key: t.shape for key, t in tensors.items()} | tables.unused(layout, "vq", abstract)
     table = KEYS / f"janus_pro_{'7b' if name == 'pro_7b' else '1b'}_deepseek_to_hf.tsv"
     column = "original" if layout == "deepseek" else "hf"
@@ -75,14 +78,14 @@ def test_every_released_key_and_shape_is_covered(name, layout):
 
 def test_a_name_without_a_line_or_with_two_is_told():
     abstract = {"llm/embed": jax.ShapeDtypeStruct((4, 2), jnp.float32)}
-    line = names.line("a.weight", "llm/embed")
+    line = name_map.line("a.weight", "llm/embed")
     with pytest.raises(UserError, match="llm/embed fits 0 lines of the odd name table"):
-        names.spell_out([], abstract, layout="odd")
+        name_map.spell_out([], abstract, layout="odd")
     with pytest.raises(UserError, match="llm/embed fits 2 lines"):
-        names.spell_out([line, names.line("b.weight", "llm/embed")], abstract, layout="odd")
+        name_map.spell_out([line, name_map.line("b.weight", "llm/embed")], abstract, layout="odd")
     both = abstract | {"llm/norm/scale": jax.ShapeDtypeStruct((2,), jnp.float32)}
     with pytest.raises(UserError, match="have one name"):
-        names.spell_out([line, names.line("a.weight", "llm/norm/scale")], both, layout="odd")
+        name_map.spell_out([line, name_map.line("a.weight", "llm/norm/scale")], both, layout="odd")
 
 
 # Live parity: random shapes, other ones in every run.
@@ -416,7 +419,7 @@ def test_odd_configs_are_told(small_folder, tmp_path, change, message):
     config = json.loads((tmp_path / "src/config.json").read_text()) | change
     (tmp_path / "src/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        fields.read_janus("transformers", files.Folder(tmp_path / "src"))
+        read_config.read_janus("transformers", files.Folder(tmp_path / "src"))
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"weight_map": {"a": 1}}', '{"weight_map": [1]}', "{"])
@@ -433,10 +436,10 @@ def test_what_a_released_folder_leaves_out_is_understood(small_folder, tmp_path)
     config = json.loads((tmp_path / "src/config.json").read_text())
     del config["tie_word_embeddings"]
     (tmp_path / "src/config.json").write_text(json.dumps(config))
-    assert fields.read_janus("transformers", files.Folder(tmp_path / "src"))["llm"]["num_layers"] == 3
+    assert read_config.read_janus("transformers", files.Folder(tmp_path / "src"))["llm"]["num_layers"] == 3
     (tmp_path / "src/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.48, 0.45, 0.4]}))
     with pytest.raises(UserError, match="image_mean of preprocessor_config.json is"):
-        fields.read_janus("transformers", files.Folder(tmp_path / "src"))
+        read_config.read_janus("transformers", files.Folder(tmp_path / "src"))
 
 
 def test_half_precision_and_unused_tensors_keep_their_dtype(small_folder, tmp_path):
@@ -478,10 +481,10 @@ def test_places_that_cannot_be_written_are_told(small_folder, tmp_path):
 
 
 def test_a_config_of_other_sizes_is_told_field_by_field(small_folder):
-    described = fields.read_janus("transformers", files.Folder(small_folder["float32"][1]))
+    described = read_config.read_janus("transformers", files.Folder(small_folder["float32"][1]))
     page = importlib.import_module("configs.pro_1b").get_config().to_dict()["model"]
     with pytest.raises(UserError, match=r"llm.num_layers is 3 in there and 24 in the config; .*encoder.num_heads is 3"):
-        fields.check_same(described, page, where="there")
+        read_config.check_same(described, page, where="there")
 
 
 # Towers.
@@ -528,7 +531,7 @@ def test_a_llama_tower(torch, data, tmp_path):
 
     from janus_jax.models.llama import Llama
 
-    network = Network(functools.partial(Llama, **fields.read_llama(config.to_dict())))
+    network = Network(functools.partial(Llama, **read_config.read_llama(config.to_dict())))
     tokens = np.random.default_rng(0).integers(0, 600, (2, 11))
 
     @jax.jit
@@ -606,8 +609,8 @@ def test_a_vq_tower_of_llamagens_file(torch, tmp_path):
     fresh = network.fresh(jax.random.key(0))
     prefixed = {f"generation/tokenizer/{p}": np.asarray(a) for p, a in fresh.items()}
     (table,) = tables.TOWERS["llamagen_vq"]
-    tensors = names.spell_out(table, prefixed, layout="llamagen_vq")
-    theirs = dict(names.scatter(lambda paths: {p: prefixed[p] for p in paths}, tensors))
+    tensors = name_map.spell_out(table, prefixed, layout="llamagen_vq")
+    theirs = dict(name_map.scatter(lambda paths: {p: prefixed[p] for p in paths}, tensors))
     assert theirs["encoder.conv_blocks.1.attn.0.proj_out.weight"].shape == (64, 64, 1, 1)
     state = {k: torch.tensor(v) for k, v in theirs.items()} | {"quantize.codebook_used": torch.zeros(65_536)}
     settings = argparse.Namespace(lr=1e-4)

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from janus_jax import assembly, checkpoint, sharding
+from janus_jax import checkpoint, sharding
+from janus_jax.convert import name_map
+from janus_jax.convert.layouts import tables
 from janus_jax.data import tokenizer
 from janus_jax.errors import UserError
-from janus_jax.weights import names, tables
+from janus_jax.recipe import assembly
 from tests.golden_model import GOLDEN, sizes
 from tests.test_weights import KEYS, command
 
@@ -26,7 +28,7 @@ needs_fixtures = pytest.mark.skipif(not (FLOW.is_dir() and VAE.is_dir()), reason
 def test_every_released_key_and_shape_is_covered():
     config = importlib.import_module("configs.flow_1p3b").get_config().to_dict()
     abstract = assembly.build_network(config, "stage_3").abstract
-    tensors = names.spell_out(tables.JANUS["deepseek", "flow"], tables.stored("flow", abstract), layout="deepseek")
+    tensors = name_map.spell_out(tables.JANUS["deepseek", "flow"], tables.stored("flow", abstract), layout="deepseek")
     ours = {key: t.shape for key, t in tensors.items()} | tables.unused("deepseek", "flow", abstract)
     with open(KEYS / "janusflow_1p3b_deepseek.tsv") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))

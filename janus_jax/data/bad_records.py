@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from janus_jax.data.image_ops import BadRecord, TooLong
+from janus_jax.data.images import BadRecord, TooLong
 from janus_jax.errors import UserError
 
 

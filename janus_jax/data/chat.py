@@ -7,7 +7,7 @@ the released models: `role: content`, a blank line after the user, end-of-senten
 
 from typing import NamedTuple
 
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 from janus_jax.data.tokenizer import SPECIAL
 
 CAPTION = "Describe the image in detail."

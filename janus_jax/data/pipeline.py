@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from janus_jax.batch import TASKS, Batch
-from janus_jax.data import image_ops
+from janus_jax.data import images
 from janus_jax.data.bad_records import BadRecords
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.examples import PIXELS
+from janus_jax.data.images import BadRecord
 from janus_jax.data.packing import empty_segment, lay_out
 from janus_jax.data.shards import Shard, Stream
-from janus_jax.data.tasks import PIXELS
 from janus_jax.errors import UserError
 
 COUNTS = ("tokens", "positions", "examples", "attended", "text_targets", "und_pictures", "gen_pictures", "slots")
@@ -134,8 +134,8 @@ class Pipeline:
             for group, slot, picture, _ in gen:
                 latents[group, slot] = picture.latents
             batch = batch._replace(gen_latents=latents)
-        work = [(image_ops.for_understanding, batch.und_images, picture) for picture in und]
-        work += [] if kept == "codes" else [(image_ops.for_generation, batch.gen_images, picture) for picture in gen]
+        work = [(images.for_understanding, batch.und_images, picture) for picture in und]
+        work += [] if kept == "codes" else [(images.for_generation, batch.gen_images, picture) for picture in gen]
         places = [(group, *place) for _, _, (group, _, _, place) in work]
         outcomes = (self._decoders.map if self._decoders else map)(
             _decode, (work[i : i + AT_ONCE] for i in range(0, len(work), AT_ONCE))
@@ -165,8 +165,8 @@ def _decode(work):
     for fit, pixels, (group, slot, picture, _) in work:
         out = pixels[group, slot]
         try:
-            where = {"crop": picture.crop} if fit is image_ops.for_generation else {}
-            out[...] = fit(image_ops.decode(picture), size=len(out), **where)
+            where = {"crop": picture.crop} if fit is images.for_generation else {}
+            out[...] = fit(images.decode(picture), size=len(out), **where)
             outcomes.append(None)
         except BadRecord as error:
             outcomes.append(error)

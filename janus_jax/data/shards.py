@@ -13,10 +13,10 @@ import numpy as np
 
 from janus_jax.batch import TASKS
 from janus_jax.data.bad_records import malformed_is_bad
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.examples import PIXELS, kept
+from janus_jax.data.images import BadRecord
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.packing import pack_group
-from janus_jax.data.tasks import PIXELS, kept
 from janus_jax.errors import UserError
 
 IN_MEMORY = 1_000_000  # records of a source whose order is held; Grain shuffles larger ones by index, slow for small ones

@@ -7,8 +7,8 @@ from PIL import Image
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import tokenizer
-from janus_jax.data.fill import Lengths
-from janus_jax.data.image_ops import opened
+from janus_jax.data.images import opened
+from janus_jax.data.packing_stats import Lengths
 
 SYLLABLES = "ka lo mi ter on da sel vu ri pan este mor".split()
 

@@ -18,9 +18,9 @@ from janus_jax import flops, sharding
 from janus_jax.errors import UserError
 from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
 from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
-from janus_jax.generation.vae import VAE
 from janus_jax.layers.linear import Linear
 from janus_jax.layers.norm import RMSNorm
+from janus_jax.tokenizers.sdxl_vae import VAE
 
 
 class FlowGuidance(NamedTuple):

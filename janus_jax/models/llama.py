@@ -14,11 +14,11 @@ from jax.ad_checkpoint import checkpoint_name
 from janus_jax import sharding
 from janus_jax.errors import UserError
 from janus_jax.layers.attention import Attention, rotate
+from janus_jax.layers.cross_entropy import text_cross_entropy
 from janus_jax.layers.linear import Linear, Rngs, SwiGLU, param
 from janus_jax.layers.norm import RMSNorm
-from janus_jax.layers.packed import packed_attention
+from janus_jax.layers.packed_attention import packed_attention
 from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
-from janus_jax.losses import text_cross_entropy
 
 
 class Block(nnx.Module):

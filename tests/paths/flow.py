@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from configs import tiny_flow
-from janus_jax.models import decode
+from janus_jax.inference import decode
 from tests.conftest import small_flow
 
 

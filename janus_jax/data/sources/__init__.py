@@ -8,7 +8,7 @@ so that data need no conversion. A new kind is a page here and a line below.
 import json
 from pathlib import Path
 
-from janus_jax.data.image_ops import Picture, check_options
+from janus_jax.data.images import Picture, check_options
 from janus_jax.data.sources.array_record import ArrayRecordSource
 from janus_jax.data.sources.captioned_folder import CaptionedFolderSource
 from janus_jax.data.sources.class_folder import ClassFolderSource

@@ -8,7 +8,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from janus_jax.data.files import files_at
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 from janus_jax.errors import UserError
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from janus_jax.data.files import PICTURES, files_at
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 
 
 class CaptionedFolderSource:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from janus_jax.data.files import PICTURES, files_at
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 from janus_jax.errors import UserError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from janus_jax.data.chat import IMAGE
 from janus_jax.data.files import Parts, files_at
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 from janus_jax.errors import UserError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

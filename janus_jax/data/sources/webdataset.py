@@ -13,7 +13,7 @@ import rich.progress
 from absl import logging
 
 from janus_jax.data.files import PICTURES, Parts, files_at
-from janus_jax.data.image_ops import BadRecord
+from janus_jax.data.images import BadRecord
 from janus_jax.data.sources.json_records import as_conversation
 from janus_jax.errors import UserError
 

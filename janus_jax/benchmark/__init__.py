@@ -1,0 +1,1 @@
+"""Command: measures speed with made-up data."""

@@ -1,0 +1,1 @@
+"""Command: imports and exports released weights."""

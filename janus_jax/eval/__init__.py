@@ -1,1 +1,0 @@
-"""Scores: one file per benchmark family."""

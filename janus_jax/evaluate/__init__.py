@@ -1,0 +1,1 @@
+"""Command: scores a model, or writes the files that a benchmark's official scorer reads."""

@@ -1,0 +1,1 @@
+"""Sampling: the KV cache, the compiled loops, and the sampler that commands call."""

@@ -1,0 +1,1 @@
+"""Command: makes data sets, checks them, and caches codes and latents."""

@@ -1,0 +1,1 @@
+"""Image tokenizers: VQ-16 and SDXL's VAE."""

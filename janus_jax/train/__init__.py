@@ -1,0 +1,1 @@
+"""Command: trains a recipe, stage after stage."""

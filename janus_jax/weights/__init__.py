@@ -1,1 +1,0 @@
-"""Released weights: what their tensors are called (one table a layout), and how their files are read and written."""

@@ -47,7 +47,7 @@ class Saved(NamedTuple):
     @property
     def fingerprint(self):
         """16 hexadecimal digits of all it holds, by its sums: another run's same step has others."""
-        return fingerprint.of_text(json.dumps(self.about.get("sums"), sort_keys=True))
+        return fingerprint.hash_text(json.dumps(self.about.get("sums"), sort_keys=True))
 
 
 class Writer:
@@ -69,7 +69,7 @@ class Writer:
         items = {"params": _nested(params)}
         items |= {} if optimizer is None else {"optimizer": optimizer}
         items |= {"ema": _nested(ema)} if ema else {}
-        sums = {item: fingerprint.of_arrays(_named(tree)) for item, tree in items.items()}
+        sums = {item: fingerprint.checksums(_named(tree)) for item, tree in items.items()}
         items["about"] = {"json": json.dumps(about | {"sums": sums})}
         with self._context:
             self._checkpointer.save_checkpointables_async(step, items)
@@ -217,7 +217,7 @@ def _read(saved, items):
 def _compare(arrays, saved, item):
     """Raises ValueError for an array whose bits are not those that were saved; one of another dtype was cast."""
     sums = saved.about.get("sums", {}).get(item, {})  # early checkpoints have none
-    for path, now in fingerprint.of_arrays(arrays).items():
+    for path, now in fingerprint.checksums(arrays).items():
         before = sums.get(path, now)
         if now != before and now.split()[0] == before.split()[0]:
             raise ValueError(f"the bits of {item}{path} have changed since they were saved")

@@ -15,10 +15,10 @@ from absl import app, flags, logging
 from ml_collections.config_dict import config_dict
 from ml_collections.config_flags import config_flags
 
+from janus_jax import distributed
 from janus_jax.errors import UserError
 
-PREEMPTED = 75
-HOUSE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parent)
 flags.disclaim_key_flags()  # --help lists what is defined here by the command that defines it
 
 
@@ -39,6 +39,17 @@ class _Finite(flags.FloatParser):
 def define_finite(name, default, text, **bounds):
     """A flag that holds a float, neither infinite nor NaN; `bounds` are absl's lower_bound and upper_bound."""
     return flags.DEFINE(_Finite(**bounds), name, default, text, serializer=flags.ArgumentSerializer())
+
+
+@functools.cache
+def distributed_flags():
+    """Defines --distributed, --num_processes and --process_id; returns the context manager that connects by them."""
+    address = flags.DEFINE_string(
+        "distributed", None, "Runs with other processes: 'auto' on TPU VMs, GKE and SLURM, or HOST:PORT of process 0."
+    )
+    count = flags.DEFINE_integer("num_processes", None, "Number of processes, with --distributed=HOST:PORT.", lower_bound=1)
+    index = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
+    return lambda: distributed.connected(address.value, num_processes=count.value, process_id=index.value)
 
 
 def config_file():
@@ -68,7 +79,7 @@ def _run(start, *, usage, words):
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_Plain())
-    handler.addFilter(lambda record: record.levelno >= 40 or record.pathname.startswith(HOUSE))  # Orbax tells every move
+    handler.addFilter(lambda record: record.levelno >= 40 or record.pathname.startswith(PACKAGE))  # Orbax tells every move
     try:
         app.run(start, flags_parser=lambda argv: _parse(argv, words))
     except UserError as error:

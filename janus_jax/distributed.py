@@ -1,11 +1,11 @@
-"""Many processes that train as one: how they find each other, agree to stop, and end together.
+"""Many processes that train as one: how they connect, move data, agree to stop, and end together.
 
-On TPU VMs, GKE and SLURM, `--distributed=auto` finds everything. Elsewhere each process is told where process 0 listens:
+On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process is told where process 0 listens:
 
     python -m janus_jax.train ... --distributed=10.0.0.1:8476 --num_processes=2 --process_id=0     # and 1 on the other
 
-The scripts of launch/ do so. A process that fails ends at once, and so do the others, within half a minute, since they
-would wait for it; the same command goes on from the newest checkpoint.
+The scripts in launch/ do this. When one process fails it exits at once, and the others, which would otherwise wait for it
+forever, exit within half a minute. The same command then resumes from the newest checkpoint.
 """
 
 import contextlib
@@ -17,83 +17,84 @@ import traceback
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from jax.experimental import multihost_utils
 
-from janus_jax.cli import PREEMPTED
+from janus_jax import sharding
 from janus_jax.errors import UserError
 
-PATIENCE = 900  # seconds to wait for the others in the beginning
-LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "NCCL", "onnection")  # of jax's errors
-HEARTBEAT = 30  # seconds without a word after which a process counts as dead
-
-DISTRIBUTED = flags.DEFINE_string(
-    "distributed", None, "Trains with other processes: 'auto' on TPU VMs, GKE and SLURM, or HOST:PORT of process 0."
-)
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --distributed=HOST:PORT.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+PREEMPTED = 75  # exit code: SIGTERM came, the state was saved, and the same command resumes
+CONNECT_TIMEOUT = 900  # seconds to wait for the other processes at the start
+LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "NCCL", "onnection")  # in jax's errors
+HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
 
 
 @contextlib.contextmanager
-def joined():
-    """Joins the other processes of the run, as the flags say, before anything asks for devices.
+def connected(address, *, num_processes=None, process_id=None):
+    """Connects to the other processes of the run, before anything asks for devices.
+
+    Args:
+      address: 'auto', HOST:PORT of process 0, or None for a single process.
+      num_processes: how many there are, with HOST:PORT.
+      process_id: which of them this is, with HOST:PORT.
 
     Raises:
-      UserError: where they cannot be found; what goes wrong inside ends the process.
+      UserError: when the arguments are inconsistent or the others cannot be found. Any error inside the context ends the
+        process, since a process that lingers keeps all others waiting.
     """
-    if DISTRIBUTED.value is None:
-        if NUM_PROCESSES.value or PROCESS_ID.value:
+    if address is None:
+        if num_processes or process_id:
             raise UserError("--num_processes and --process_id need --distributed=HOST:PORT, where process 0 listens.")
         yield
         return
-    _join()
+    _connect(address, num_processes, process_id)
     try:
         yield
-    except SystemExit:  # they all stop here, and take leave of each other
+    except SystemExit:  # all processes stop here; jax's own barrier at exit lets them leave together
         raise
-    except BaseException as error:  # a process that lingers keeps all others waiting
-        os._exit(_last_words(error))
+    except BaseException as error:
+        os._exit(_report_failure(error))
 
 
-def _join():
+def _connect(address, num_processes, process_id):
     known = {}
-    if DISTRIBUTED.value != "auto":
-        known = dict(coordinator_address=DISTRIBUTED.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value)
-        if ":" not in DISTRIBUTED.value or None in known.values() or PROCESS_ID.value >= NUM_PROCESSES.value:
+    if address != "auto":
+        known = dict(coordinator_address=address, num_processes=num_processes, process_id=process_id)
+        if ":" not in address or None in known.values() or process_id >= num_processes:
             raise UserError(
                 "--distributed is auto, or HOST:PORT of process 0 together with --num_processes and --process_id, "
                 "which counts from 0."
             )
-    waits = dict(
-        initialization_timeout=PATIENCE, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT
+    timeouts = dict(
+        initialization_timeout=CONNECT_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT
     )
     try:
-        jax.distributed.initialize(**known, **waits)
+        jax.distributed.initialize(**known, **timeouts)
     except ValueError as error:
-        raise UserError(f"--distributed={DISTRIBUTED.value}: the other processes cannot be found: {error}") from None
+        raise UserError(f"--distributed={address}: the other processes cannot be found: {error}") from None
     except RuntimeError as error:  # they may come later
-        logging.error("--distributed=%s: no word of the other processes: %s", DISTRIBUTED.value, error)
+        logging.error("--distributed=%s: the other processes did not answer: %s", address, error)
         os._exit(PREEMPTED)
     logging.info("Process %d of %d: %d devices", jax.process_index(), jax.process_count(), jax.local_device_count())
-    multihost_utils.sync_global_devices("joined")  # gloo's own patience is short: let them connect while all are here
+    multihost_utils.sync_global_devices("connected")  # gloo's own timeout is short: connect while all processes are here
     if jax.process_index():
-        logging.set_verbosity(logging.WARNING)  # the first one speaks for all
+        logging.set_verbosity(logging.WARNING)  # only process 0 logs progress
 
 
-def _last_words(error):
-    """Says why this process ends; its exit code."""
-    chain = [error]  # what went wrong while cleaning up behind something else does not hide it
+def _report_failure(error):
+    """Prints why this process ends and returns its exit code."""
+    chain = [error]  # an error during clean-up does not hide the first one
     while chain[-1].__context__ or chain[-1].__cause__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)
-    mistakes = [e for e in chain if isinstance(e, UserError)]
-    if mistakes:
+    user_errors = [e for e in chain if isinstance(e, UserError)]
+    if user_errors:
         code = 2
-        print(f"Error: {' '.join(str(mistakes[0]).split())}", file=sys.stderr)
+        print(f"Error: {' '.join(str(user_errors[0]).split())}", file=sys.stderr)
     else:
         traceback.print_exception(error)
         lost = any(isinstance(e, jax.errors.JaxRuntimeError) and any(word in str(e) for word in LOST) for e in chain)
         code = PREEMPTED if lost else 1
-        why = "Another process has probably ended; the same command goes on from the newest checkpoint." if lost else ""
+        why = "Another process has probably ended; the same command resumes from the newest checkpoint." if lost else ""
         print(f"Error: process {jax.process_index()} of {jax.process_count()} ends. {why}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -101,29 +102,29 @@ def _last_words(error):
 
 
 def preemption():
-    """Whether to save and stop behind a step: a function of the step's number, which is asked at every step.
+    """Returns `step -> bool`: whether the run must checkpoint and exit after this step.
 
-    After SIGTERM it becomes true; where there are many processes, at a step that they agree on.
+    It returns True after SIGTERM; with many processes, at a step that all of them agree on.
     """
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point
-    asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-    return lambda step: bool(asked)
+    signals = []
+    signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
+    return lambda step: bool(signals)
 
 
-def is_first():
-    """Whether this process writes what is written once: logs, pictures, the config."""
+def is_primary():
+    """Whether this process writes what is written once: logs, images, the config."""
     return jax.process_index() == 0
 
 
-def of_first(number):
-    """The first process's number, for what all must agree on: which checkpoint is the newest, say."""
+def from_primary(number):
+    """Process 0's value of a number that all processes must agree on, such as the newest checkpoint."""
     return int(multihost_utils.broadcast_one_to_all(np.array(number))) if jax.process_count() > 1 else number
 
 
-def merged(mine):
-    """The dicts of all processes as one, {string: plain JSON}; where several have a key, that of the last."""
+def merge_dicts(mine):
+    """Merges the dicts of all processes, {string: plain JSON}; for a key that several have, the last one wins."""
     if jax.process_count() == 1:
         return mine
     text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
@@ -131,3 +132,74 @@ def merged(mine):
     rows = multihost_utils.process_allgather(np.pad(text, (0, sizes.max() - len(text))))
     parts = [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
     return {key: value for part in parts for key, value in part.items()}
+
+
+def put_batch(mesh, batch):
+    """Puts this process's pack groups of a host batch on the mesh as one global array each."""
+    groups = sharding.batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(groups, np.asarray(x)), batch)
+
+
+def host_share(mesh):
+    """Which part of every batch this process holds: its index, and the number of parts.
+
+    Processes that share a `tensor` group hold the same part.
+
+    Raises:
+      UserError: when parts overlap because a `tensor` group splits a process.
+    """
+    rows = {}  # process -> rows of the batch that it holds
+    for row, devices in enumerate(mesh.devices.reshape(sharding.batch_divisor(mesh), -1)):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(part)) for part in rows.values()})
+    if sum(map(len, parts)) != sharding.batch_divisor(mesh):
+        raise UserError(
+            f"Mesh tensor={mesh.shape['tensor']} over {len(rows)} processes of {jax.local_device_count()} devices: one must "
+            "divide the other (--config.mesh.tensor)."
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def sum_over_hosts(mesh, counts):
+    """Sums numbers over the hosts' parts of a batch, on the devices, so that no host waits for another.
+
+    Args:
+      mesh: the mesh of the run.
+      counts: {name: number or list of numbers} of this process's part.
+
+    Returns:
+      {name: array} of the whole batch; `counts` itself in a single process.
+    """
+    if jax.process_count() == 1:
+        return counts
+    rows = sharding.batch_divisor(mesh) // host_share(mesh)[1]
+    first_of = lambda n: np.stack([np.asarray(n, np.float32), *[np.zeros(np.shape(n), np.float32)] * (rows - 1)])
+    total = jax.jit(_sum_leading_axis, out_shardings=sharding.replicated(mesh))
+    return total(put_batch(mesh, {name: first_of(n) for name, n in counts.items()}))
+
+
+def _sum_leading_axis(parts):
+    return {name: x.sum(0) for name, x in parts.items()}
+
+
+def to_host(x):
+    """Copies an array to the host, whatever its sharding."""
+    if not x.is_fully_addressable:
+        x = jax.jit(lambda x: x, out_shardings=sharding.replicated(x.sharding.mesh))(x)
+    return np.asarray(x)
+
+
+def shard_leading_axis(tree):
+    """Shards the leading axis of arrays over data x fsdp; arrays that do not divide are left as they are."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or any(len(x) % sharding.batch_divisor(mesh) for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.device_put(tree, sharding.batch_sharding(mesh))
+
+
+def pad_to_mesh(tree):
+    """Repeats the last row of host arrays until the number of rows divides over data x fsdp."""
+    mesh = jax.sharding.get_mesh()
+    parts = 1 if mesh.empty else sharding.batch_divisor(mesh)
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, axis=0)]), tree)

@@ -22,7 +22,7 @@ def _sums(array):
     return jnp.stack([(bits * (2 * place + 1)).sum(dtype=jnp.uint32), ((bits ^ place) * bits).sum(dtype=jnp.uint32)])
 
 
-def of_arrays(arrays):
+def checksums(arrays):
     """{name: array} -> {name: its dtype and 16 hexadecimal digits}."""
     # One after the other: programs that talk between devices may not run side by side on CPU.
     return {name: f"{array.dtype} {np.asarray(_sums(array)).tobytes().hex()}" for name, array in arrays.items()}
@@ -30,9 +30,9 @@ def of_arrays(arrays):
 
 def fingerprint(arrays):
     """{name: array} -> 16 hexadecimal digits for all of them and their names."""
-    return of_text("\n".join(f"{name} {digits}" for name, digits in sorted(of_arrays(arrays).items())))
+    return hash_text("\n".join(f"{name} {digits}" for name, digits in sorted(checksums(arrays).items())))
 
 
-def of_text(text):
+def hash_text(text):
     """16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,7 +4,13 @@ Splash blocks follow what the public TPU recipes train with; the Triton ones are
 measured here.
 """
 
+import time
 from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax import sharding
 
 GIB = 2**30
 
@@ -45,6 +51,24 @@ CHIPS = {  # by the beginning of jax's device_kind; the first that fits
 UNKNOWN = Chip(0.0, 0.0, {})
 
 
-def of(device_kind):
+def find_chip(device_kind):
     """The chip of a device kind; `UNKNOWN`, all zeros, where the table has none."""
     return next((chip for name, chip in CHIPS.items() if device_kind.startswith(name)), UNKNOWN)
+
+
+def peak_flops():
+    """FLOP/s that MFU is a share of, over all devices; on CPU what a jitted fp32 product does, best of 15."""
+    kind = jax.devices()[0].device_kind
+    if known := find_chip(kind).peak:
+        return known * jax.device_count()
+    devices, best = jax.local_devices(), float("inf")
+    mesh = sharding.make_mesh(devices=devices)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(jnp.ones((-(-4096 // len(devices)) * len(devices), 512)), sharding.batch_sharding(mesh))
+        kernel = jax.device_put(jnp.ones((512, 1408)), sharding.replicated(mesh))
+        product = jax.jit(jnp.matmul, out_shardings=rows.sharding)
+        for _ in range(15):
+            start = time.perf_counter()
+            product(rows, kernel).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return jax.process_count() * 2 * rows.size * kernel.shape[1] / best

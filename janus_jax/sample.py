@@ -63,13 +63,13 @@ def draw():
     if SEED.value + count * n > 2**32:
         raise UserError(f"--seed={SEED.value} leaves no seeds for {count * n} pictures; the last one is {2**32 - 1}.")
     make_folder(out.parent)
-    artist = _artist()
-    guidance = artist.guidance(
+    sampler = _sampler()
+    guidance = sampler.guidance(
         scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
     )
     seeds = np.arange(SEED.value, SEED.value + count * n).reshape(count, n)
-    with jax.set_mesh(artist.mesh):
-        pictures = artist.draw(PROMPT.value, seeds=seeds, guidance=guidance)
+    with jax.set_mesh(sampler.mesh):
+        pictures = sampler.draw(PROMPT.value, seeds=seeds, guidance=guidance)
     pictures = pictures.reshape(-1, *pictures.shape[2:])
     captions = [prompt for prompt in PROMPT.value for _ in range(n)]
     image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, captions)
@@ -89,13 +89,13 @@ def ask():
     if any(chat.IMAGE in question for question in QUESTION.value):
         raise UserError(f"--question holds {chat.IMAGE}; the pictures stand before the first question by themselves.")
     images, turns = [_opened(path) for path in IMAGE.value], []
-    artist = _artist()
+    sampler = _sampler()
     settings = dict(max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value or 0.0, seeds=[SEED.value])
-    with jax.set_mesh(artist.mesh):
+    with jax.set_mesh(sampler.mesh):
         for question in QUESTION.value:
             pictures = "" if turns else f"{chat.IMAGE}\n" * len(images)
             turns.append({"role": "user", "content": pictures + question})
-            answer = _told(artist.stream([(turns, images)], every=CHUNK, **settings))
+            answer = _told(sampler.stream([(turns, images)], every=CHUNK, **settings))
             turns.append({"role": "assistant", "content": answer})
 
 
@@ -111,9 +111,9 @@ def _told(growing):
     return answer
 
 
-def _artist():
+def _sampler():
     """The model that the flags name."""
-    return assembly.load_artist(CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value)
+    return assembly.load_sampler(CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value)
 
 
 def _opened(path):

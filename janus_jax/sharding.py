@@ -7,7 +7,6 @@ Mesh axes: `data` (slices or nodes on a slow network), `fsdp` (parameters and ba
 import math
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -152,76 +151,6 @@ def batch_sharding(mesh):
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def put_batch(mesh, batch):
-    """Puts this process's pack groups of a host batch on the mesh as one global array each."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
-
-
-def host_share(mesh):
-    """Which part of every batch this process holds: its number, and how many there are.
-
-    Processes among which `tensor` is cut hold the same part.
-
-    Raises:
-      UserError: where parts overlap, since `tensor` cuts some processes in the middle.
-    """
-    rows = {}  # of the batch that a process holds
-    for row, devices in enumerate(mesh.devices.reshape(batch_divisor(mesh), -1)):
-        for device in devices:
-            rows.setdefault(device.process_index, set()).add(row)
-    parts = sorted({tuple(sorted(part)) for part in rows.values()})
-    if sum(map(len, parts)) != batch_divisor(mesh):
-        raise UserError(
-            f"Mesh tensor={mesh.shape['tensor']} over {len(rows)} processes of {jax.local_device_count()} devices: one must "
-            "divide the other (--config.mesh.tensor)."
-        )
-    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
-
-
-def summed(mesh, counts):
-    """Adds numbers up over the parts of a batch, on the devices, so that no process waits for the others.
-
-    Args:
-      counts: {name: number, or list of numbers}, of this process's part.
-
-    Returns:
-      {name: array}, of the whole batch; `counts` itself where this process holds it all.
-    """
-    if jax.process_count() == 1:
-        return counts
-    rows = batch_divisor(mesh) // host_share(mesh)[1]
-    first_of = lambda n: np.stack([np.asarray(n, np.float32), *[np.zeros(np.shape(n), np.float32)] * (rows - 1)])
-    return _totals(put_batch(mesh, {name: first_of(n) for name, n in counts.items()}))
-
-
-@jax.jit
-def _totals(parts):
-    return {name: jax.lax.with_sharding_constraint(x.sum(0), PartitionSpec()) for name, x in parts.items()}
-
-
-def whole(x):
-    """An array on the host, wherever its parts lie."""
-    if not x.is_fully_addressable:
-        x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
-    return np.asarray(x)
-
-
-def spread(tree):
-    """Deals arrays out over the mesh along their first axis; where that does not divide they stay as they are."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty or any(len(x) % batch_divisor(mesh) for x in jax.tree.leaves(tree)):
-        return tree
-    return jax.device_put(tree, batch_sharding(mesh))
-
-
-def fill_up(tree):
-    """Repeats the last row of arrays on the host until their rows divide over the mesh."""
-    mesh = jax.sharding.get_mesh()
-    parts = 1 if mesh.empty else batch_divisor(mesh)
-    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, axis=0)]), tree)
-
-
 def constrain(x, *axes):
     """Asks for the sharding of an activation by its logical axes; without a mesh it does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -257,34 +186,6 @@ def per_device(function, *, inputs, output, over=None):
     names = set(mesh.axis_names if over is None else RULES[over])
     specs = dict(in_specs=tuple(map(spec, inputs)), out_specs=outputs, axis_names=names)
     return jax.shard_map(function, **specs, check_vma=False)
-
-
-IN_TURN = 2 * 384**2  # pixels of pictures that go through a tokenizer at once on a device
-
-
-def in_turn(function, pictures, *, pixels=IN_TURN):
-    """Runs a net over pictures a few at a time on every device, since feature maps at full resolution are large.
-
-    Args:
-      function: uint8[m, h, w, 3] -> arrays with m in front.
-      pictures: uint8[M, h, w, 3], whose M is dealt out over the devices.
-      pixels: at most so many at once on a device, or one picture.
-
-    Returns:
-      what the function returns for all of them.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty or len(pictures) % batch_divisor(mesh) else batch_divisor(mesh)
-    each = len(pictures) // parts
-    fitting = max(1, pixels // math.prod(pictures.shape[1:3]))
-    if each <= fitting:
-        return function(pictures)
-    few = max(n for n in range(1, fitting + 1) if each % n == 0)
-    turns = pictures.reshape(parts, each // few, few, *pictures.shape[1:]).swapaxes(0, 1)
-    merged = lambda x: x.reshape(-1, *x.shape[2:])
-    split = lambda x: x.reshape(parts, few, *x.shape[1:])
-    done = jax.lax.map(lambda turn: jax.tree.map(split, function(merged(turn))), turns)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(pictures), *x.shape[3:]), done)
 
 
 def device_kind():

@@ -33,7 +33,7 @@ def make(network, tx, *, learning_rate, microbatches, seed, ema_decay=0.0):
     """Builds the train step.
 
     Args:
-      network: Network whose module offers `loss`.
+      network: ModelSpec whose module offers `loss`.
       tx: optax optimizer.
       learning_rate: step -> rate, for the log.
       microbatches: parts that a batch is cut into, one after the other.

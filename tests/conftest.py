@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from janus_jax import sharding, train_step
+from janus_jax import distributed, sharding, train_step
 from janus_jax.recipe import assembly, freezing
 from janus_jax.shapes import files
 
@@ -115,7 +115,7 @@ def two_losses(config, network, batch, *, devices, microbatches):
         step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=microbatches, seed=0))
         out = []
         for _ in range(2):
-            state, metrics = step(state, sharding.put_batch(mesh, batch))
+            state, metrics = step(state, distributed.put_batch(mesh, batch))
             out.append(metrics["loss"].item())
     return out
 

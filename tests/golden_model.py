@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from janus_jax.convert import files, name_map
 from janus_jax.convert.layouts import tables
-from janus_jax.models.functional import Network
+from janus_jax.models.functional import ModelSpec
 from janus_jax.models.janus import Janus
 
 GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent / "golden"))
@@ -67,8 +67,8 @@ def spell_out(network, kind, *, layout="deepseek"):
 
 
 def load_janus(model, path, *, layout="deepseek"):
-    """Network and fp32 parameters of weights in a layout; what releases leave out is fresh."""
-    network, kind = Network(functools.partial(Janus, **model, dtype=jnp.float32)), model["generation"]["kind"]
+    """ModelSpec and fp32 parameters of weights in a layout; what releases leave out is fresh."""
+    network, kind = ModelSpec(functools.partial(Janus, **model, dtype=jnp.float32)), model["generation"]["kind"]
     weights, tensors = files.Folder(path), spell_out(network, kind, layout=layout)
     unused = tables.unused(layout, kind, network.abstract)
     name_map.check(tensors, weights.held, unused=unused, layout=layout, where=str(path))

@@ -183,13 +183,13 @@ def test_a_whole_benchmark_runs_on_the_quickstart(name, tmp_path, record_propert
 def test_bf16_draws_as_fp32_does_up_to_its_digits(temperature, record_property):
     """On the quickstart's model: the same codes until a choice is closer than bf16 can tell."""
     prompts = [f"a {color} {shape}" for color in ("red", "blue", "green", "purple") for shape in world.SHAPES[:4]]
-    artists = {d: assembly.load_artist(ROOT / "runs/quickstart", dtype=d) for d in ("float32", "bfloat16")}
+    samplers = {d: assembly.load_sampler(ROOT / "runs/quickstart", dtype=d) for d in ("float32", "bfloat16")}
 
     def codes(dtype, prompts, *, devices, first=0):
-        guidance = artists[dtype].guidance(scale=1.5, temperature=temperature)
-        return drawn(artists[dtype], prompts, range(first, first + len(prompts)), devices=devices, guidance=guidance)
+        guidance = samplers[dtype].guidance(scale=1.5, temperature=temperature)
+        return drawn(samplers[dtype], prompts, range(first, first + len(prompts)), devices=devices, guidance=guidance)
 
-    assert artists["bfloat16"].params["llm/norm/scale"].dtype == jnp.bfloat16
+    assert samplers["bfloat16"].params["llm/norm/scale"].dtype == jnp.bfloat16
     known = codes("bfloat16", prompts, devices=1)
     assert len(np.unique(known, axis=0)) > 8
     others = {
@@ -209,19 +209,19 @@ def test_a_kept_prompt_saves_time(record_property):
     """On the model of the proof before: 8 pictures after a prompt of 30 tokens, both ways by turns."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        artist = assembly.load_artist(ROOT / "runs/flow", mesh=mesh)
+        sampler = assembly.load_sampler(ROOT / "runs/flow", mesh=mesh)
     noise, ids = jax.random.normal(jax.random.key(1), (8, 8, 8, 4)), jnp.arange(240).reshape(8, 30) + 10
     figures = []
     for guidance in (FlowGuidance(2.0, 30), FlowGuidance(1.0, 30), FlowGuidance(2.0, 8)):
         prompts = jnp.tile(ids, (1 if guidance.scale == 1 else 2, 1))
-        draw = functools.partial(flow.draw_after, artist.network, ids=prompts, noise=noise, guidance=guidance)
+        draw = functools.partial(flow.draw_after, sampler.network, ids=prompts, noise=noise, guidance=guidance)
         optimised = {"xla_backend_optimization_level": 3}  # as users compile; tests do without
         runs = [jax.jit(functools.partial(draw, reuse=reuse), compiler_options=optimised) for reuse in (True, False)]
-        np.testing.assert_allclose(*(run(artist.params) for run in runs), atol=1e-5)
+        np.testing.assert_allclose(*(run(sampler.params) for run in runs), atol=1e-5)
         taken = np.zeros((7, 2))
         for i, j in np.ndindex(taken.shape):
             started = time.perf_counter()
-            jax.block_until_ready(runs[j](artist.params))
+            jax.block_until_ready(runs[j](sampler.params))
             taken[i, j] = time.perf_counter() - started
         kept, anew = np.median(taken, axis=0)
         figures.append(f"{guidance.steps} steps, scale {guidance.scale:g}: {kept:.3f} s, without {anew:.3f} s")
@@ -235,8 +235,8 @@ def test_openmoji_draws_what_it_was_trained_on(record_property):
     run("janus_jax.train", "--config=configs/openmoji.py", "--workdir=runs/openmoji")
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     with jax.set_mesh(mesh):
-        artist = assembly.load_artist(ROOT / "runs/openmoji", mesh=mesh)
-        drawn = artist.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=VQGuidance(scale=1.0))
+        sampler = assembly.load_sampler(ROOT / "runs/openmoji", mesh=mesh)
+        drawn = sampler.draw(openmoji.PROMPTS, seeds=range(len(openmoji.PROMPTS)), guidance=VQGuidance(scale=1.0))
     source = Source("emoji", kind="tfds", path=str(ROOT / "data/openmoji/openmoji/1.0.0"), split="train")
     records = [source[i] for i in range(len(source))]
     pictures = np.stack([images.decode(r["image"]) for r in records]).astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 from janus_jax import hardware
 from janus_jax.layers import packed_attention
 from janus_jax.layers.attention import attention
-from janus_jax.layers.flash_xla import blockwise
+from janus_jax.layers.flash_xla import flash_xla
 
 pytestmark = pytest.mark.filterwarnings("ignore:jax.experimental.pallas.ops.gpu.attention is deprecated")  # jax 0.12
 TPU = {name: 128 for name in hardware.CHIPS["TPU v5"].attention_blocks}  # many blocks also in short rows
@@ -47,7 +47,7 @@ def dense(q, k, v, segment_ids):
 
 
 KERNELS = {
-    "blockwise": blockwise,
+    "flash_xla": flash_xla,
     "splash": lambda *a: packed_attention.splash(*a, blocks=TPU, interpret=True),
     "triton": lambda *a: packed_attention.triton(*a, blocks=GPU, interpret=True),
 }
@@ -78,8 +78,8 @@ def test_gradients_of_kernels_agree(name, kv_heads):
     [
         ("TPU v5 lite", 4096, "splash"),
         ("NVIDIA H100 80GB HBM3", 4096, "triton"),
-        ("cpu", 4096, "blockwise"),
-        ("TPU v5 lite", 100, "blockwise"),  # no multiple of a tile
+        ("cpu", 4096, "flash_xla"),
+        ("TPU v5 lite", 100, "flash_xla"),  # no multiple of a tile
     ],
 )
 def test_each_device_gets_its_kernel(device, length, kernel):
@@ -100,12 +100,12 @@ def test_rows_of_any_length_are_cut_into_blocks(length):
     rng = np.random.default_rng(length)
     q, k, v = (jnp.asarray(rng.normal(size=(1, length, 1, 8)), jnp.float32) for _ in range(3))
     ids = jnp.asarray(np.sort(rng.integers(1, 5, (1, length))), jnp.int32)
-    np.testing.assert_allclose(blockwise(q, k, v, ids), plain(q, k, v, ids), atol=2e-5)
+    np.testing.assert_allclose(flash_xla(q, k, v, ids), plain(q, k, v, ids), atol=2e-5)
 
 
 def test_blocks_of_other_examples_are_never_touched():
     q, k, v, _ = case(heads=1, kv_heads=1, length=512)
     ids = jnp.repeat(jnp.arange(1, 5), 128)[None].repeat(2, axis=0)
     poisoned = lambda x: x.at[:, :128].set(jnp.nan)  # even NaN times a weight of zero would be NaN
-    out = jax.jit(jax.grad(lambda *a: (blockwise(*a, ids)[:, 128:]).sum(), (0, 1, 2)))(q, poisoned(k), poisoned(v))
+    out = jax.jit(jax.grad(lambda *a: (flash_xla(*a, ids)[:, 128:]).sum(), (0, 1, 2)))(q, poisoned(k), poisoned(v))
     assert all(jnp.isfinite(gradient[:, 128:]).all() for gradient in out)

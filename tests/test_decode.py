@@ -15,21 +15,21 @@ from janus_jax.data import images as image_ops
 from janus_jax.errors import UserError
 from janus_jax.generation.vq import VQGuidance
 from janus_jax.inference import decode
-from janus_jax.inference.sampler import Artist
+from janus_jax.inference.sampler import Sampler
 from janus_jax.plan import estimate
 from janus_jax.recipe import assembly
 from janus_jax.shapes import world
 
 
 @pytest.fixture
-def artist(config, data):
+def sampler(config, data):
     network = assembly.build_network(config.to_dict(), "stage_3")
     params = network.fresh(jax.random.key(0))
-    return Artist(network, params, tokenizer.load(data / "tokenizer.json"), config.to_dict(), template="chat")
+    return Sampler(network, params, tokenizer.load(data / "tokenizer.json"), config.to_dict(), template="chat")
 
 
-def test_cached_steps_equal_the_whole_sequence(artist):
-    model = artist.network.merge(artist.params)
+def test_cached_steps_equal_the_whole_sequence(sampler):
+    model = sampler.network.merge(sampler.params)
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 6, 100)
     real = jnp.array([[True] * 12, [False] * 3 + [True] * 9])
     x = model.embed_text(tokens)
@@ -45,7 +45,7 @@ def test_cached_steps_equal_the_whole_sequence(artist):
             np.testing.assert_allclose(h[b], whole[0, n - 5 + k], atol=2e-5)
 
 
-def test_guidance_on_three_prompts_is_three_times_one(artist, monkeypatch):
+def test_guidance_on_three_prompts_is_three_times_one(sampler, monkeypatch):
     codes, draw_batch = [], decode.draw_batch
 
     def kept(*args, **kwargs):
@@ -55,32 +55,32 @@ def test_guidance_on_three_prompts_is_three_times_one(artist, monkeypatch):
 
     monkeypatch.setattr(decode, "draw_batch", kept)
     prompts, guidance = ["a red star", "two large blue circles", "a cross"], VQGuidance(scale=5.0)
-    together = artist.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
-    alone = [artist.draw([p], seeds=[s], guidance=guidance)[0] for p, s in zip(prompts, (1, 2, 3), strict=True)]
+    together = sampler.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
+    alone = [sampler.draw([p], seeds=[s], guidance=guidance)[0] for p, s in zip(prompts, (1, 2, 3), strict=True)]
     chex.assert_trees_all_equal(codes[0], np.concatenate(codes[1:]))
     # The decoder's last bit depends on the size of the batch, and truncation may make it a level.
     chex.assert_trees_all_close(together.astype(int), np.stack(alone).astype(int), atol=1, rtol=0)
     assert len({p.tobytes() for p in together}) == 3
 
 
-def drawn(artist, prompts, seeds, *, devices, guidance):
+def drawn(sampler, prompts, seeds, *, devices, guidance):
     """Codes of pictures, drawn on so many devices."""
     mesh, kept = sharding.make_mesh(devices=jax.devices()[:devices]), []
-    places = sharding.param_shardings(mesh, artist.network.abstract, artist.network.axes)
-    params = jax.device_put(artist.params, places)
+    places = sharding.param_shardings(mesh, sampler.network.abstract, sampler.network.axes)
+    params = jax.device_put(sampler.params, places)
     with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
         draw_batch = decode.draw_batch
         patch.setattr(decode, "draw_batch", lambda *a, **k: kept.append(draw_batch(*a, **k)) or kept[-1])
-        Artist(artist.network, params, artist.tokenizer, artist.config, template="chat").draw(
+        Sampler(sampler.network, params, sampler.tokenizer, sampler.config, template="chat").draw(
             prompts, seeds=seeds, guidance=guidance
         )
     return np.asarray(kept[0][1])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_codes_depend_on_prompt_and_seed_alone(artist, temperature):
+def test_codes_depend_on_prompt_and_seed_alone(sampler, temperature):
     guidance = VQGuidance(scale=5.0, temperature=temperature)
-    draw = functools.partial(drawn, artist, guidance=guidance)
+    draw = functools.partial(drawn, sampler, guidance=guidance)
     prompts, seeds = ["a red star", "two large blue circles"] * 8, np.arange(16)
     many = draw(prompts, seeds, devices=8)
     np.testing.assert_array_equal(draw(prompts, seeds, devices=1), many)  # so many devices, or one
@@ -90,8 +90,8 @@ def test_codes_depend_on_prompt_and_seed_alone(artist, temperature):
     assert len(np.unique(many, axis=0)) == (2 if temperature == 0 else 16)
 
 
-def test_pictures_that_share_a_cache_have_the_states_of_those_that_do_not(artist):
-    model = artist.network.merge(artist.params)
+def test_pictures_that_share_a_cache_have_the_states_of_those_that_do_not(sampler):
+    model = sampler.network.merge(sampler.params)
     tokens = jax.random.randint(jax.random.key(1), (4, 8), 6, 100)  # two prompts, with and without words
     real = jnp.ones((4, 8), bool).at[2:, :3].set(False)
     new = jax.random.normal(jax.random.key(2), (2, 3, 2, 5, model.llm.embed.shape[1]))  # prompts, copies, ways, steps
@@ -106,8 +106,8 @@ def test_pictures_that_share_a_cache_have_the_states_of_those_that_do_not(artist
             np.testing.assert_allclose(together, apart[:, 0], atol=2e-5)
 
 
-def test_every_position_costs_the_same_and_the_cache_is_what_plan_says(artist, config):
-    model = artist.network.merge(artist.params)
+def test_every_position_costs_the_same_and_the_cache_is_what_plan_says(sampler, config):
+    model = sampler.network.merge(sampler.params)
     tokens = model.path.num_tokens
     x = model.embed_text(jnp.full((2, 8), 9))
     _, cache = decode.prefill(model, x, real=jnp.ones((2, 8), bool), room=tokens, ways=2)
@@ -122,15 +122,15 @@ def test_every_position_costs_the_same_and_the_cache_is_what_plan_says(artist, c
 
 
 @pytest.mark.parametrize(("devices_that_hold_it", "tensor"), [(2.0, 1), (0.9, 2), (0.3, 4), (None, 1)])
-def test_weights_are_cut_only_where_they_would_fill_a_device(artist, monkeypatch, devices_that_hold_it, tensor):
-    size = sum(a.nbytes for a in artist.params.values())
+def test_weights_are_cut_only_where_they_would_fill_a_device(sampler, monkeypatch, devices_that_hold_it, tensor):
+    size = sum(a.nbytes for a in sampler.params.values())
     chip = hardware.UNKNOWN._replace(memory=3 * size * (devices_that_hold_it or 0))
     monkeypatch.setattr(hardware, "of", lambda kind: chip)
-    mesh = assembly.inference_mesh(artist.network, artist.config)
+    mesh = assembly.inference_mesh(sampler.network, sampler.config)
     assert dict(mesh.shape) == dict(data=8 // tensor, fsdp=1, tensor=tensor)
 
 
-def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(artist):
+def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(sampler):
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(2)]
     turns = [
@@ -138,8 +138,8 @@ def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(artist
         {"role": "assistant", "content": "a star"},
         {"role": "user", "content": "What color?"},
     ]
-    row, starts = artist._row(turns, None)
-    model, size = artist.network.merge(artist.params), artist.config["model"]["understanding"]["encoder"]["image_size"]
+    row, starts = sampler._row(turns, None)
+    model, size = sampler.network.merge(sampler.params), sampler.config["model"]["understanding"]["encoder"]["image_size"]
     seen = np.stack([image_ops.for_understanding(image, size=size) for image in images])[None]
     wanted = []
     for _ in range(4):
@@ -148,36 +148,36 @@ def test_a_conversation_about_two_pictures_goes_on_as_the_whole_row_would(artist
         n = x.shape[1]
         hidden, _ = model.llm(x, positions=jnp.arange(n)[None], segment_ids=jnp.ones((1, n), jnp.int32))
         wanted.append(int(jnp.argmax(model.llm.head(hidden[0, -1]))))
-    t = artist.tokenizer
+    t = sampler.tokenizer
     text = t.decode(wanted[: wanted.index(t.eos)] if t.eos in wanted else wanted).strip()
-    answers = list(artist.stream([(turns, images)] * 2, max_tokens=4, every=1))
+    answers = list(sampler.stream([(turns, images)] * 2, max_tokens=4, every=1))
     assert answers[-1] == [text, text] and 1 <= len(answers) <= 4
-    assert artist.answer([(turns, images)], max_tokens=4) == [text]
+    assert sampler.answer([(turns, images)], max_tokens=4) == [text]
 
 
-def test_pictures_and_their_places_are_counted(artist):
+def test_pictures_and_their_places_are_counted(sampler):
     with pytest.raises(UserError, match="1 places for pictures and 0 pictures"):
-        artist.answer([([{"role": "user", "content": f"{chat.IMAGE}\nWhat?"}], [])])
+        sampler.answer([([{"role": "user", "content": f"{chat.IMAGE}\nWhat?"}], [])])
 
 
-def test_unconditional_rows_keep_bos_boi_and_padding(artist):
+def test_unconditional_rows_keep_bos_boi_and_padding(sampler):
     ids, real = decode.right_align([[0, 9, 9, 4], [0, 9, 9, 9, 9, 4]], pad_id=2, multiple=8)
-    out, seen = artist.network.merge(artist.params).path.unconditional(jnp.asarray(ids), real=jnp.asarray(real), pad_id=7)
+    out, seen = sampler.network.merge(sampler.params).path.unconditional(jnp.asarray(ids), real=jnp.asarray(real), pad_id=7)
     np.testing.assert_array_equal(seen, real)
     assert out[0].tolist() == [2, 2, 2, 2, 0, 7, 7, 4] and out[1].tolist() == [2, 2, 0, 7, 7, 7, 7, 4]
 
 
-def test_answers_do_not_depend_on_the_batch(artist):
+def test_answers_do_not_depend_on_the_batch(sampler):
     rng = np.random.default_rng(0)
     scenes = [world.sample_scene(rng, category="colors", split="train") for _ in range(3)]
     images = [Image.fromarray(world.render(rng, s)) for s in scenes]
     questions = ["What color is the star?", "How many?", "What shape is the red object?"]
-    together = artist.ask(images, questions, max_tokens=5)
-    assert together == [artist.ask([i], [q], max_tokens=5)[0] for i, q in zip(images, questions, strict=True)]
+    together = sampler.ask(images, questions, max_tokens=5)
+    assert together == [sampler.ask([i], [q], max_tokens=5)[0] for i, q in zip(images, questions, strict=True)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_depend_on_question_and_seed_alone(artist, temperature):
+def test_answers_depend_on_question_and_seed_alone(sampler, temperature):
     rng = np.random.default_rng(1)
     images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(3)]
     asked = []
@@ -189,27 +189,27 @@ def test_answers_depend_on_question_and_seed_alone(artist, temperature):
     for count in (1, 8):
         mesh = sharding.make_mesh(data=count, fsdp=1, tensor=1, devices=jax.devices()[:count])
         with jax.set_mesh(mesh):
-            places = sharding.param_shardings(mesh, artist.network.abstract, artist.network.axes)
-            artist.params = jax.device_put(artist.params, places)
-            found.append(artist.answer(asked, seeds=seeds, **settings))
+            places = sharding.param_shardings(mesh, sampler.network.abstract, sampler.network.axes)
+            sampler.params = jax.device_put(sampler.params, places)
+            found.append(sampler.answer(asked, seeds=seeds, **settings))
             if count == 1:
-                found.append([artist.answer([a], seeds=[s], **settings)[0] for a, s in zip(asked[:6], seeds, strict=False)])
+                found.append([sampler.answer([a], seeds=[s], **settings)[0] for a, s in zip(asked[:6], seeds, strict=False)])
             else:  # batches that share a factor with the devices, and do not divide over them
-                found.append([artist.answer(asked[:b], seeds=seeds[:b], **settings) for b in (2, 6)])
+                found.append([sampler.answer(asked[:b], seeds=seeds[:b], **settings) for b in (2, 6)])
     together, alone, spread, few = found
     assert together == spread and together[:6] == alone and few == [together[:2], together[:6]]
     if temperature:
         with jax.set_mesh(mesh):
-            assert artist.answer(asked, seeds=[s + 1 for s in seeds], **settings) != together
+            assert sampler.answer(asked, seeds=[s + 1 for s in seeds], **settings) != together
 
 
-def test_codes_do_not_change_when_codebook_rows_are_rescaled(artist):
+def test_codes_do_not_change_when_codebook_rows_are_rescaled(sampler):
     pixels = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
-    book = artist.params["generation/tokenizer/codebook"]
+    book = sampler.params["generation/tokenizer/codebook"]
     scale = jnp.linspace(0.3, 3.0, len(book))[:, None]
     codes = []
     for table in (book, book * jnp.broadcast_to(scale, book.shape)):
-        net = artist.network.merge(artist.params | {"generation/tokenizer/codebook": table}).generation.tokenizer
+        net = sampler.network.merge(sampler.params | {"generation/tokenizer/codebook": table}).generation.tokenizer
         codes.append(jax.jit(lambda p, net=net: net.nearest(net.encode(p)))(pixels))
     np.testing.assert_array_equal(*codes)
 

@@ -23,7 +23,7 @@ from janus_jax.evaluate.understanding import BENCHMARKS
 from janus_jax.recipe import assembly
 from janus_jax.shapes import score
 from janus_jax.train.held_out import HeldOut
-from janus_jax.train.samples import Sampler
+from janus_jax.train.samples import SampleLogger
 from tests import test_picture_sets, test_understanding
 from tests.conftest import ROOT, environment
 from tests.test_train import finish, run
@@ -39,7 +39,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 class Painter:
-    """Stands in for an Artist: what it makes depends on what it is asked alone, and it may be stopped."""
+    """Stands in for an Sampler: what it makes depends on what it is asked alone, and it may be stopped."""
 
     def __init__(self, patience=10**9):
         self.patience, self.calls = patience, 0
@@ -277,9 +277,9 @@ def test_shapes_are_scored_while_a_run_trains(config, data, monkeypatch):
     config.samples.shapes = str(data)
     found, network = [], assembly.build_network(config.to_dict(), "stage_3")
     log = types.SimpleNamespace(write=lambda step, values: found.append((step, values)))
-    sampler = Sampler(network, tokenizer.load(data / "tokenizer.json"), config.to_dict(), "stage_3", folder=None, log=log)
+    sampler = SampleLogger(network, tokenizer.load(data / "tokenizer.json"), config.to_dict(), "stage_3", folder=None, log=log)
 
-    def draw_all(artist, prompts, *, seeds, guidance):
+    def draw_all(sampler, prompts, *, seeds, guidance):
         assert guidance.scale == config.samples.guidance and seeds == [0]
         rng = np.random.default_rng(0)
         return {c: np.stack([[score._real_picture(rng, c, p)] for p in ps]) for c, ps in prompts.items()}

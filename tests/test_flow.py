@@ -20,7 +20,7 @@ from janus_jax.generation import convnext
 from janus_jax.generation.base import Pictures
 from janus_jax.generation.flow import FlowGuidance
 from janus_jax.inference import decode
-from janus_jax.inference.sampler import Artist
+from janus_jax.inference.sampler import Sampler
 from janus_jax.layers.linear import Rngs
 from janus_jax.models.janus import count_targets
 from janus_jax.prepare import cache
@@ -63,14 +63,14 @@ def test_times_are_logit_normal_and_noise_is_normal(recipe):
 @pytest.mark.parametrize("scale", [1.0, 2.0, 7.5])
 def test_every_number_of_steps_and_guidance(recipe, data, steps, scale):
     network = assembly.build_network(recipe.to_dict(), "stage_3")
-    artist = Artist(network, params_of(network), tokenizer.load(data / "tokenizer.json"), recipe.to_dict(), template="chat")
-    guidance = artist.guidance(scale=scale, steps=steps)
+    sampler = Sampler(network, params_of(network), tokenizer.load(data / "tokenizer.json"), recipe.to_dict(), template="chat")
+    guidance = sampler.guidance(scale=scale, steps=steps)
     assert guidance == FlowGuidance(scale, steps)
-    (picture,) = artist.draw(["a red star"], seeds=[0], guidance=guidance)
+    (picture,) = sampler.draw(["a red star"], seeds=[0], guidance=guidance)
     for other in (guidance._replace(scale=scale + 1), guidance._replace(steps=steps + 1)):
-        assert (picture != artist.draw(["a red star"], seeds=[0], guidance=other)[0]).any()
+        assert (picture != sampler.draw(["a red star"], seeds=[0], guidance=other)[0]).any()
     with pytest.raises(UserError, match=r"draws without top_k; its settings are \['scale', 'steps'\]"):
-        artist.guidance(top_k=3)
+        sampler.guidance(top_k=3)
 
 
 def test_without_guidance_a_picture_costs_one_row(recipe):
@@ -239,8 +239,8 @@ def test_checkpoints_give_the_average_unless_asked(recipe, data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(saved, wanted), params)
     jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(saved, wanted, weights="ema"), params | ema)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    jax.tree.map(np.testing.assert_array_equal, assembly.load_artist(tmp_path, mesh=mesh).params, params | ema)
-    raw = assembly.load_artist(tmp_path, mesh=mesh, weights="raw")
+    jax.tree.map(np.testing.assert_array_equal, assembly.load_sampler(tmp_path, mesh=mesh).params, params | ema)
+    raw = assembly.load_sampler(tmp_path, mesh=mesh, weights="raw")
     jax.tree.map(np.testing.assert_array_equal, raw.params, params)
     assert checkpoint.load_ema(saved, {}) == {}
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
 
 @pytest.fixture(scope="module")
 def golden():
-    """Network, parameters, inputs and outputs."""
+    """ModelSpec, parameters, inputs and outputs."""
     return *load_janus(flow_model(sizes(FOLDER)), FOLDER / "model.safetensors"), inputs(FOLDER)
 
 

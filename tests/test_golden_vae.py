@@ -9,7 +9,7 @@ from flax import nnx
 
 from janus_jax.convert import files, name_map
 from janus_jax.convert.layouts import tables
-from janus_jax.models.functional import Network
+from janus_jax.models.functional import ModelSpec
 from janus_jax.tokenizers.sdxl_vae import VAE
 from tests.golden_model import GOLDEN, close, inputs, nhwc, sizes
 
@@ -32,7 +32,7 @@ def test_moments_and_decoding():
         latent_channels=d["latent_channels"],
         num_groups=d["norm_num_groups"],
     )
-    network = Network(functools.partial(Holder, **settings))
+    network = ModelSpec(functools.partial(Holder, **settings))
     table, _ = tables.TOWERS["diffusers_vae"]
     stored = tables.stored_tower("diffusers_vae", network.abstract)
     tensors = name_map.spell_out(table, stored, layout="diffusers_vae")

@@ -75,7 +75,7 @@ def test_configs_import_only_config_things():
 
 
 WAYS = {"vq", "flow", "toy"}
-PROPERTIES = {"read_shift", "opening", "dropped_seen", "training_only", "tap_layer"}
+PROPERTIES = {"read_shift", "prefix_tokens", "attend_to_dropped_prompt", "training_only", "tap_layer"}
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if f.parent.name not in ("generation", "weights")], ids=str)

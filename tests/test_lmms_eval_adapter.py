@@ -72,21 +72,21 @@ def adapter(monkeypatch):
 
 
 @pytest.fixture
-def artist(monkeypatch):
-    """What load_artist gives, and what it was asked for."""
+def sampler(monkeypatch):
+    """What load_sampler gives, and what it was asked for."""
     fake = FakeArtist()
 
     def load(path, *, weights):
         fake.loaded = (path, weights)
         return fake
 
-    monkeypatch.setattr("janus_jax.assembly.load_artist", load)
+    monkeypatch.setattr("janus_jax.assembly.load_sampler", load)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     return fake
 
 
 @pytest.fixture
-def model(adapter, artist):
+def model(adapter, sampler):
     found = adapter.JanusJax(checkpoint="runs/x", batch_size="3", device="cpu")
     found.task_dict = {"animals": {"test": [[picture(side)] for side in SIDES]}, "words": {"val": [None] * 8}}
     return found
@@ -99,10 +99,10 @@ def test_entry_point(adapter):
     assert manifest == ("janus_jax", f"{NAME}.JanusJax")
 
 
-def test_model_args(adapter, artist, monkeypatch):
-    assert adapter.JanusJax(checkpoint="a").batch_size == 1 and artist.loaded == ("a", "ema")
+def test_model_args(adapter, sampler, monkeypatch):
+    assert adapter.JanusJax(checkpoint="a").batch_size == 1 and sampler.loaded == ("a", "ema")
     assert adapter.JanusJax(checkpoint="a", weights="raw", batch_size=4, max_batch_size=8).batch_size == 4
-    assert artist.loaded == ("a", "raw")
+    assert sampler.loaded == ("a", "raw")
     for message, wrong in {
         "checkpoint=runs": dict(),
         "'auto'; it is a whole number": dict(checkpoint="a", batch_size="auto"),
@@ -118,7 +118,7 @@ def test_model_args(adapter, artist, monkeypatch):
         adapter.JanusJax(checkpoint="a")
 
 
-def test_batches_of_equal_settings_in_the_order_of_the_requests(model, artist):
+def test_batches_of_equal_settings_in_the_order_of_the_requests(model, sampler):
     long = dict(max_new_tokens=64, temperature=0, top_p=1.0, num_beams=1, do_sample=False)
     requests = []
     for i in range(7):  # two settings by turns, and questions that grow shorter
@@ -129,25 +129,25 @@ def test_batches_of_equal_settings_in_the_order_of_the_requests(model, artist):
     assert answers[:7] == [f"{IMAGE}\n{'very ' * (7 - i)}big?|[{8 + i}]" for i in range(7)]
     assert answers[7] == "big?|[]"
     # five of one setting are a batch of three and one of two filled up, three of the other fill theirs
-    assert [call[:4] for call in artist.calls] == [(3, 16, 0.0, ""), (3, 16, 0.0, ""), (3, 64, 0.0, "")]
+    assert [call[:4] for call in sampler.calls] == [(3, 16, 0.0, ""), (3, 16, 0.0, ""), (3, 64, 0.0, "")]
     assert [request.args[1] for request in requests] == given  # lmms-eval goes on using them
     assert model.generate_until([]) == []
 
 
-def test_few_requests_are_not_filled_up(model, artist):
+def test_few_requests_are_not_filled_up(model, sampler):
     assert len(model.generate_until([ask("a", 1), ask("b", 2)])) == 2
-    assert [call[:3] for call in artist.calls] == [(2, 1024, 0.0)]
+    assert [call[:3] for call in sampler.calls] == [(2, 1024, 0.0)]
 
 
-def test_seeds_depend_on_the_request_alone(model, artist):
+def test_seeds_depend_on_the_request_alone(model, sampler):
     requests = [ask("a", i, max_new_tokens=8, temperature=0.5, do_sample=True) for i in (0, 1, 2, 0)]
     model.generate_until(requests)
-    seeds = [seed for call in artist.calls for seed in call[4]][:4]
+    seeds = [seed for call in sampler.calls for seed in call[4]][:4]
     assert len(set(seeds)) == 4  # the same question twice is two answers
-    artist.calls.clear()
+    sampler.calls.clear()
     model.batch_size = 1
     model.generate_until(requests)
-    assert [call[4][0] for call in artist.calls] == seeds and artist.calls[0][2] == 0.5
+    assert [call[4][0] for call in sampler.calls] == seeds and sampler.calls[0][2] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_what_it_cannot_do_is_said(model):
         model.generate_until_multi_round([])
 
 
-def test_in_lmms_eval_itself(artist, monkeypatch):
+def test_in_lmms_eval_itself(sampler, monkeypatch):
     """Its registry finds the class, its Instances are answered."""
     models = pytest.importorskip("lmms_eval.models")
     instances = importlib.import_module("lmms_eval.api.instance")
@@ -245,7 +245,7 @@ def test_in_lmms_eval_itself(artist, monkeypatch):
     found = registry.get_model_class("janus_jax").create_from_arg_string(
         "checkpoint=runs/x,weights=raw", {"batch_size": "2", "max_batch_size": None, "device": None}
     )
-    assert artist.loaded == ("runs/x", "raw") and isinstance(found, adapter.JanusJax)
+    assert sampler.loaded == ("runs/x", "raw") and isinstance(found, adapter.JanusJax)
     found.task_dict["stub"] = {"test": [[picture(side)] for side in SIDES]}
     requests = [
         instances.Instance(

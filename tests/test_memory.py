@@ -8,16 +8,17 @@ import pytest
 from janus_jax import sharding
 from janus_jax.errors import UserError
 from janus_jax.layers.remat import POLICIES
-from janus_jax.models.functional import Network
+from janus_jax.models.functional import ModelSpec
 from janus_jax.models.llama import Llama
 from janus_jax.recipe import optimizer
+from janus_jax.tokenizers.chunks import map_in_chunks
 from tests.conftest import params_of
 
 LLM = dict(vocab_size=32, num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=64)
 
 
 def llm(remat):
-    return Network(lambda rngs: Llama(rngs, remat=remat, **LLM))
+    return ModelSpec(lambda rngs: Llama(rngs, remat=remat, **LLM))
 
 
 def gradients(network, params):
@@ -89,6 +90,6 @@ def test_pictures_in_turn_come_out_as_at_once(devices, count):
     pictures = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     run = lambda x: (x.astype(jnp.float32).mean(axis=(1, 2)), x[:, 0, 0, 0])
     with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:devices])):
-        out = jax.jit(lambda x: sharding.in_turn(run, x, pixels=2 * 64))(pictures)
+        out = jax.jit(lambda x: map_in_chunks(run, x, pixels=2 * 64))(pictures)
     for mine, whole in zip(out, run(pictures), strict=True):
         np.testing.assert_allclose(mine, whole)

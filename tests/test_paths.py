@@ -13,10 +13,10 @@ import pytest
 
 from janus_jax import checkpoint, sharding, train_step
 from janus_jax.data import tokenizer
-from janus_jax.generation import PATHS
-from janus_jax.inference.sampler import Artist
+from janus_jax.generation import GENERATION_PATHS
+from janus_jax.inference.sampler import Sampler
 from janus_jax.layers import packed_attention
-from janus_jax.layers.flash_xla import blockwise
+from janus_jax.layers.flash_xla import flash_xla
 from janus_jax.models.janus import count_targets
 from janus_jax.recipe import assembly, freezing
 from tests import paths
@@ -39,7 +39,7 @@ def recipe(kind, data):
 
 
 def test_every_registered_path_has_its_page():
-    assert PAGES.keys() == PATHS.keys()
+    assert PAGES.keys() == GENERATION_PATHS.keys()
 
 
 def keys_for(batch):
@@ -132,8 +132,8 @@ def test_no_gradient_between_packed_examples(leak_case):
 
 
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
-    causal = lambda q, k, v, segment_ids: blockwise(q, k, v, jnp.ones_like(segment_ids))
-    monkeypatch.setattr(packed_attention, "blockwise", causal)
+    causal = lambda q, k, v, segment_ids: flash_xla(q, k, v, jnp.ones_like(segment_ids))
+    monkeypatch.setattr(packed_attention, "flash_xla", causal)
     assert max(other for other, _ in embedding_leaks(*leak_case)) > 0
 
 
@@ -167,15 +167,15 @@ def test_pixels_of_other_examples_get_no_gradient(leak_case):
 def test_drawings_depend_on_prompt_and_seed_alone(recipe, data):
     network = assembly.build_network(recipe.to_dict(), "stage_3")
     params, known = params_of(network), (tokenizer.load(data / "tokenizer.json"), recipe.to_dict())
-    artist = Artist(network, params, *known, template="chat")
-    prompts, guidance = ["a red star", "two large blue circles", "a red star"], artist.guidance(scale=3.0)
-    together = artist.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
-    alone = np.concatenate([artist.draw([p], seeds=[s], guidance=guidance) for p, s in zip(prompts, (1, 2, 3), strict=True)])
-    shared = artist.draw(["a red star"], seeds=[[1, 3]], guidance=guidance)[0]
+    sampler = Sampler(network, params, *known, template="chat")
+    prompts, guidance = ["a red star", "two large blue circles", "a red star"], sampler.guidance(scale=3.0)
+    together = sampler.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
+    alone = np.concatenate([sampler.draw([p], seeds=[s], guidance=guidance) for p, s in zip(prompts, (1, 2, 3), strict=True)])
+    shared = sampler.draw(["a red star"], seeds=[[1, 3]], guidance=guidance)[0]
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.param_shardings(mesh, network.abstract, network.axes))
-        eight = Artist(network, placed, *known, template="chat").draw(prompts, seeds=[1, 2, 3], guidance=guidance)
+        eight = Sampler(network, placed, *known, template="chat").draw(prompts, seeds=[1, 2, 3], guidance=guidance)
     # The decoder's last bit depends on the size of the batch, and truncation may make it a level.
     for other in (alone, np.stack([shared[0], together[1], shared[1]]), eight):
         assert np.abs(together.astype(int) - other).max() <= 1

@@ -16,7 +16,7 @@ from janus_jax.generation import convnext
 from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
 from janus_jax.generation.flow import FlowPath
 from janus_jax.layers.linear import Mlp
-from janus_jax.models.functional import Network
+from janus_jax.models.functional import ModelSpec
 from janus_jax.models.llama import Llama
 from janus_jax.models.siglip import Siglip
 from janus_jax.plan import estimate, table, topology
@@ -32,7 +32,7 @@ def counted(function, *args):
 
 def test_flops_of_the_llm_are_those_xla_counts():
     llm = dict(num_layers=1, embed_dim=256, num_heads=4, num_kv_heads=2, mlp_dim=768)
-    network = Network(lambda rngs: Llama(rngs, vocab_size=32, remat="none", **llm))
+    network = ModelSpec(lambda rngs: Llama(rngs, vocab_size=32, remat="none", **llm))
     ids = jnp.ones((2, 64), jnp.int32)  # one block: XLA counts what a loop does once
     run = lambda params, x: network.merge(params)(x, positions=ids, segment_ids=ids)[0]
     mine = flops.transformer(tokens=128, attended=2 * 64 * 64, gates=3, **llm)  # XLA multiplies what the mask hides, too
@@ -41,14 +41,14 @@ def test_flops_of_the_llm_are_those_xla_counts():
 
 def test_flops_of_the_encoder_are_those_xla_counts():
     vit = dict(image_size=64, patch_size=8, num_layers=1, embed_dim=1024, num_heads=4, mlp_dim=2048)
-    network = Network(lambda rngs: Siglip(rngs, remat="none", **vit))
+    network = ModelSpec(lambda rngs: Siglip(rngs, remat="none", **vit))
     run = lambda params, x: network.merge(params)(x)
     assert counted(run, params_of(network), jnp.ones((2, 64, 64, 3))) == pytest.approx(2 * flops.encoder(vit), rel=0.02)
 
 
 def test_flops_of_the_tokenizer_are_those_xla_counts():
     settings = dict(base_channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=64, codebook_size=64, codebook_dim=8)
-    network = Network(lambda rngs: VQTokenizer(rngs, num_groups=2, **settings))
+    network = ModelSpec(lambda rngs: VQTokenizer(rngs, num_groups=2, **settings))
     encode, decode = flops.vq_tokenizer(size=64, **settings)
     read = lambda params, x: network.merge(params).nearest(network.merge(params).encode(x))
     assert counted(read, params_of(network), jnp.ones((1, 64, 64, 3))) == pytest.approx(encode, rel=0.02)
@@ -57,7 +57,7 @@ def test_flops_of_the_tokenizer_are_those_xla_counts():
 
 
 def test_flops_of_the_heads_are_those_xla_counts():
-    network = Network(lambda rngs: Mlp(rngs, 512, 512, 2048, axes=(None, None, None)))
+    network = ModelSpec(lambda rngs: Mlp(rngs, 512, 512, 2048, axes=(None, None, None)))
     run = lambda params, x: network.merge(params)(x)
     mine = 64 * 2 * 512 * (512 + 2048)  # as `VQPath.flops` counts the picture head
     assert counted(run, params_of(network), jnp.ones((64, 512))) == pytest.approx(mine, rel=0.02)
@@ -67,7 +67,7 @@ def test_flops_of_the_flow_nets_are_those_xla_counts(monkeypatch):
     monkeypatch.setattr(convnext, "banded", convnext.grouped)  # on CPU a product with mostly zeros stands for it
     # Wide, since XLA counts element by element, too.
     net = dict(latent_channels=4, dim=1024, num_blocks=1, time_dim=1024, norm_eps=1e-6)
-    encoder, decoder = (Network(lambda rngs, kind=kind: kind(rngs, **net)) for kind in (FlowEncoder, FlowDecoder))
+    encoder, decoder = (ModelSpec(lambda rngs, kind=kind: kind(rngs, **net)) for kind in (FlowEncoder, FlowDecoder))
     unet = dict(dim=1024, num_blocks=1)
     settings = dict(image_size=128, tokenizer=common.SDXL_VAE, unet=unet, alignment=dict(layer=0))
     parts = FlowPath.flops(settings, embed_dim=1024, encoder=0, trains=lambda path: False)

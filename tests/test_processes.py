@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax import checkpoint, sharding
+from janus_jax import checkpoint, distributed
 from janus_jax.errors import UserError
 from tests.conftest import ROOT, environment
 from tests.test_train import CONFIG, lines, start
@@ -139,11 +139,11 @@ def test_processes_hold_whole_parts_of_the_batch(monkeypatch):
         return types.SimpleNamespace(devices=devices.reshape(1, fsdp, tensor), shape=shape)
 
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    assert sharding.host_share(mesh(4, fsdp=8, tensor=1)) == (2, 4)
-    assert sharding.host_share(mesh(4, fsdp=4, tensor=2)) == (2, 4)
-    assert sharding.host_share(mesh(4, fsdp=2, tensor=4)) == (1, 2)  # 2 and 3 hold the same rows
+    assert distributed.host_share(mesh(4, fsdp=8, tensor=1)) == (2, 4)
+    assert distributed.host_share(mesh(4, fsdp=4, tensor=2)) == (2, 4)
+    assert distributed.host_share(mesh(4, fsdp=2, tensor=4)) == (1, 2)  # 2 and 3 hold the same rows
     with pytest.raises(UserError, match="one must divide the other"):
-        sharding.host_share(mesh(3, fsdp=2, tensor=3))
+        distributed.host_share(mesh(3, fsdp=2, tensor=3))
 
 
 def script(name, *words, **env):

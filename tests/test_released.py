@@ -111,7 +111,7 @@ def test_the_language_models_tokenizer_gets_what_it_lacks(data):
 
 @pytest.fixture(scope="module")
 def drawing(data):
-    """Network, parameters and a batch of drawing examples alone."""
+    """ModelSpec, parameters and a batch of drawing examples alone."""
     from configs import tiny
     from tests.conftest import small
 
@@ -262,4 +262,4 @@ def get_config(stage="all"):
     )
     assert code == 2 and "has no ['generation/tokenizer']" in err
     with pytest.raises(UserError, match="holds a tower alone"):
-        assembly.load_artist(tmp_path / "llm")
+        assembly.load_sampler(tmp_path / "llm")

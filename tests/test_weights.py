@@ -33,7 +33,7 @@ from janus_jax.data.tokenizer import SPECIAL
 from janus_jax.errors import UserError
 from janus_jax.generation.vq import VQGuidance
 from janus_jax.inference import decode
-from janus_jax.models.functional import Network
+from janus_jax.models.functional import ModelSpec
 from janus_jax.models.interleave import insert
 from janus_jax.recipe import assembly
 from janus_jax.tokenizers.vq16 import VQTokenizer
@@ -109,7 +109,7 @@ def small_folder(folder):
 
 
 def ours(path):
-    """Network and fp32 parameters of an imported checkpoint."""
+    """ModelSpec and fp32 parameters of an imported checkpoint."""
     saved = checkpoint.open_saved(path)
     network = assembly.build_network(saved.about["config"], "stage_3")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -531,7 +531,7 @@ def test_a_llama_tower(torch, data, tmp_path):
 
     from janus_jax.models.llama import Llama
 
-    network = Network(functools.partial(Llama, **read_config.read_llama(config.to_dict())))
+    network = ModelSpec(functools.partial(Llama, **read_config.read_llama(config.to_dict())))
     tokens = np.random.default_rng(0).integers(0, 600, (2, 11))
 
     @jax.jit
@@ -572,7 +572,7 @@ def test_a_siglip_tower(torch, tmp_path, layout):
         save_file(as_timm(weights), tmp_path / "siglip/model.safetensors")
     _, params = tower("siglip", tmp_path / "siglip", tmp_path / "out")
     settings = dict(image_size=48, patch_size=16, num_layers=3, embed_dim=config.hidden_size, mlp_dim=88)
-    network = Network(functools.partial(Siglip, num_heads=config.num_attention_heads, **settings))
+    network = ModelSpec(functools.partial(Siglip, num_heads=config.num_attention_heads, **settings))
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 48, 48)).astype(np.float32)
     prefix = "understanding/encoder/"
     run = jax.jit(lambda p: network.merge({k.removeprefix(prefix): a for k, a in p.items()})(nhwc(pixels)))
@@ -605,7 +605,7 @@ def as_timm(weights):
 
 def test_a_vq_tower_of_llamagens_file(torch, tmp_path):
     settings = dict(base_channels=32, channel_mult=[1, 2], num_res_blocks=2, z_channels=32, codebook_size=40, codebook_dim=8)
-    network = Network(functools.partial(VQTokenizer, **settings))
+    network = ModelSpec(functools.partial(VQTokenizer, **settings))
     fresh = network.fresh(jax.random.key(0))
     prefixed = {f"generation/tokenizer/{p}": np.asarray(a) for p, a in fresh.items()}
     (table,) = tables.TOWERS["llamagen_vq"]
@@ -654,7 +654,7 @@ def test_codes_over_the_released_codebook_are_exact():
     vectors = np.concatenate([rng.normal(size=(200, 8)), book[rng.integers(0, len(book), 200)] * 1.7])
     vectors = vectors.astype(np.float32).reshape(1, 20, 20, 8)
     settings = dict(base_channels=32, channel_mult=[1], num_res_blocks=1, z_channels=32, codebook_size=len(book))
-    network = Network(functools.partial(VQTokenizer, codebook_dim=8, **settings))
+    network = ModelSpec(functools.partial(VQTokenizer, codebook_dim=8, **settings))
     params = network.fresh(jax.random.key(0)) | {"codebook": jnp.asarray(book)}
     codes = np.asarray(jax.jit(lambda p: network.merge(p).nearest(jnp.asarray(vectors)))(params))[0]
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)

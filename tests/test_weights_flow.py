@@ -74,17 +74,17 @@ def test_it_answers_alone_and_draws_with_its_autoencoder(folders, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     command("import", layout="deepseek", src=flow, out=tmp_path / "alone")
-    artist = assembly.load_artist(tmp_path / "alone", mesh=mesh)
-    (answer,) = artist.ask([image], ["What?"], max_tokens=4)
+    sampler = assembly.load_sampler(tmp_path / "alone", mesh=mesh)
+    (answer,) = sampler.ask([image], ["What?"], max_tokens=4)
     with pytest.raises(UserError, match="cannot draw: it has no generation/tokenizer. .*--vae=DIR"):
-        artist.draw(["a star"], seeds=[0], guidance=artist.guidance())
+        sampler.draw(["a star"], seeds=[0], guidance=sampler.guidance())
 
     command("import", layout="deepseek", src=flow, vae=vae, out=tmp_path / "whole")
-    artist = assembly.load_artist(tmp_path / "whole", mesh=mesh)
-    assert artist.ask([image], ["What?"], max_tokens=4) == [answer]
-    assert artist.draw(["a star"], seeds=[0], guidance=artist.guidance(steps=2)).shape == (1, 64, 64, 3)
-    assert artist.params["generation/tokenizer/scale"] == np.float32(0.13025)
-    weights, held = load_file(VAE / "model.safetensors"), artist.params
+    sampler = assembly.load_sampler(tmp_path / "whole", mesh=mesh)
+    assert sampler.ask([image], ["What?"], max_tokens=4) == [answer]
+    assert sampler.draw(["a star"], seeds=[0], guidance=sampler.guidance(steps=2)).shape == (1, 64, 64, 3)
+    assert sampler.params["generation/tokenizer/scale"] == np.float32(0.13025)
+    weights, held = load_file(VAE / "model.safetensors"), sampler.params
     kernel = held["generation/tokenizer/encoder/conv_in/kernel"]
     np.testing.assert_array_equal(np.transpose(kernel, (3, 2, 0, 1)), weights["encoder.conv_in.weight"])
 

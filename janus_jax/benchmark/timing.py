@@ -10,7 +10,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from janus_jax import hlo, sharding
+from janus_jax import distributed, hardware, hlo, sharding
 from janus_jax.batch import TASKS
 from janus_jax.benchmark import torch_baseline
 from janus_jax.data import synthetic
@@ -19,7 +19,6 @@ from janus_jax.data.pipeline import COUNTS, Pipeline, statistics
 from janus_jax.data.shards import Layout
 from janus_jax.inference import decode as decoding
 from janus_jax.recipe import assembly, states
-from janus_jax.train.metrics import peak_flops
 
 BATCHES = 2  # packed ones of a timed run
 IMAGE = 3  # id of a picture's positions, and below 16 nothing else is drawn
@@ -83,7 +82,7 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
     with jax.set_mesh(mesh):
         state = _fresh_state(config, stage, network, tx, mesh)
         trainable = tuple(state.trainable)
-        batches = [sharding.put_batch(mesh, _pictures(p.batch, config, codes)) for p in packed]
+        batches = [distributed.put_batch(mesh, _pictures(p.batch, config, codes)) for p in packed]
         step = states.jit_step(config, stage, network, tx, rate, state=state, mesh=mesh)
         start = time.perf_counter()
         step = step.lower(state, batches[0]).compile()
@@ -106,9 +105,9 @@ def train(config, stage, lengths, *, tokens, codes, repeats, against, order=None
                 parts = torch_model.batches(examples, rows=rows, length=torch_baseline.WAYS[way] and s["length"])
                 ways[way] = lambda parts=parts: torch_model.train(parts)
                 real[way], padded[way] = (sum(part[name] for part in parts) for name in ("real", "padded"))
-        rate_of_product = peak_flops()
+        rate_of_product = hardware.peak_flops()
         seconds = by_turns(ways, repeats=repeats)
-        rate_of_product = max(rate_of_product, peak_flops())
+        rate_of_product = max(rate_of_product, hardware.peak_flops())
     median = float(np.median(seconds["ours"]))
     done = statistics(counts) | {"cached": codes}
     every = done | {"tokens": done["positions"], "und_pictures": BATCHES * groups * s["und_slots"]}
@@ -197,7 +196,7 @@ def draw(config, stage, *, prompt, batch, repeats, against):
     ids, real, keys = _prompts(config, prompt, batch)
     with jax.set_mesh(mesh):
         guidance = network.merge(network.abstract).path.Guidance()
-        ids, real, keys = sharding.spread((ids, real, keys[:, None]))
+        ids, real, keys = distributed.shard_leading_axis((ids, real, keys[:, None]))
         start = time.perf_counter()
         program = decoding.draw_batch.lower(params, ids, real, keys, network=network, pad_id=2, guidance=guidance).compile()
         figures = {"compile_seconds": time.perf_counter() - start, "bytes_per_device": sum(hlo.memory(program).values())}
@@ -220,7 +219,7 @@ def ask(config, stage, *, question, answer, batch, repeats, against):
     ids[:, 2 : 2 + seen] = IMAGE
     pictures = rng.integers(0, 256, (batch, 1, encoder["image_size"], encoder["image_size"], 3), np.uint8)
     with jax.set_mesh(mesh):
-        given = sharding.spread((ids, real, pictures, np.full((batch, 1), 2, np.int32), keys))
+        given = distributed.shard_leading_axis((ids, real, pictures, np.full((batch, 1), 2, np.int32), keys))
         settings = dict(eos_id=-1, temperature=0.0)  # no answer ends early
         start = time.perf_counter()
         program = decoding.answer_batch.lower(params, *given, network=network, max_tokens=answer, **settings).compile()

@@ -35,8 +35,8 @@ class ExampleMaker:
         und_tokens,
         gen_tokens,
         max_length,
-        opening=("boi",),
-        dropped_seen=True,
+        prefix_tokens=("boi",),
+        attend_to_dropped_prompt=True,
         roles=("User", "Assistant"),
         system_prompt="",
         caption_prompt=chat.CAPTION,
@@ -53,8 +53,8 @@ class ExampleMaker:
           und_tokens: features of a picture to understand.
           gen_tokens: tokens of a picture to draw.
           max_length: L, the longest example that fits a row.
-          opening: names of the special tokens between a drawing prompt and its picture.
-          dropped_seen: whether the padding in place of a dropped prompt is attended.
+          prefix_tokens: names of the special tokens between a drawing prompt and its picture.
+          attend_to_dropped_prompt: whether the padding in place of a dropped prompt is attended.
           roles: strings of user and assistant in the chat template.
           system_prompt: stands before understanding conversations in the chat template.
           caption_prompt: the instruction before captions.
@@ -82,7 +82,7 @@ class ExampleMaker:
         self.und_tokens, self.gen_tokens, self.max_length = und_tokens, gen_tokens, max_length
         self.roles, self.system_prompt, self.caption_prompt = tuple(roles), system_prompt, caption_prompt
         self.prompt_drop, self.first_sentence, self.crop, self.overlong = prompt_drop, first_sentence, crop, overlong
-        self.opening, self.dropped_seen = [getattr(tokenizer, name) for name in opening], dropped_seen
+        self.prefix_tokens, self.attend_to_dropped_prompt = [getattr(tokenizer, name) for name in prefix_tokens], attend_to_dropped_prompt
 
     def __call__(self, record, *, task, rng, record_id=""):
         """Makes one example.
@@ -140,7 +140,7 @@ class ExampleMaker:
             prompt = _text(record, "prompt_short", rng) if given else sentence[0] if sentence else prompt
         pieces = chat.drawing_prompt(prompt, roles=self.roles if self.template == "chat" else None)
         ids = self.tokenizer.ids("".join(p.text for p in pieces))
-        room = self.max_length - self.gen_tokens - 1 - len(self.opening)
+        room = self.max_length - self.gen_tokens - 1 - len(self.prefix_tokens)
         if len(ids) > room:
             if self.overlong == "skip":
                 raise TooLong("prompt too long")
@@ -149,14 +149,14 @@ class ExampleMaker:
             ids = ids[:room]
         if drop:
             ids = [self.tokenizer.pad] * len(ids)
-        tokens = [self.tokenizer.bos, *ids, *self.opening] + [self.tokenizer.image] * self.gen_tokens
+        tokens = [self.tokenizer.bos, *ids, *self.prefix_tokens] + [self.tokenizer.image] * self.gen_tokens
         return Example(
             tokens=np.array(tokens, np.int32),
             text_weights=np.zeros(len(tokens), np.float32),
             task=-1,
             gen_images=(self._drawn(record, rng),),
             gen_starts=(len(tokens) - self.gen_tokens,),
-            unseen=(1, 1 + len(ids) * (drop and not self.dropped_seen)),
+            unseen=(1, 1 + len(ids) * (drop and not self.attend_to_dropped_prompt)),
         )
 
     def _drawn(self, record, rng):

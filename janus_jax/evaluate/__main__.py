@@ -38,6 +38,7 @@ KNOWN = (SHAPES, *PICTURE_SETS, *BENCHMARKS)
 SETS_OF_PHOTOS = ("mjhq", "coco")  # which are compared with real pictures
 SHOWN = 32  # drawings on a contact sheet
 
+CONNECTED = cli.distributed_flags()
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
 BENCHMARK = cli.flags.DEFINE_string("benchmark", SHAPES, f"What to score: {', '.join(KNOWN)}.")
 DATA = cli.flags.DEFINE_string("data", None, "Folder of the benchmark's own files.")
@@ -66,35 +67,35 @@ SIDE = cli.flags.DEFINE_integer("features_side", None, "Side of its pictures, wh
 def main():
     """Runs the benchmark."""
     _check_flags()
-    with distributed.joined():
+    with CONNECTED():
         name, data, out = BENCHMARK.value, Path(DATA.value), Path(OUT.value or CHECKPOINT.value)
         saved = checkpoint.open_saved(CHECKPOINT.value)
-        step = saved.directory / str(distributed.of_first(saved.step))  # a run that still trains may save another one
+        step = saved.directory / str(distributed.from_primary(saved.step))  # a run that still trains may save another one
         benchmark = PICTURE_SETS.get(name) or BENCHMARKS.get(name)
         tasks = benchmark.read(data) if benchmark else score.load_prompts(data)
         features = _features()
         make_folder(out)
         cli.enable_compile_cache(out / ".jax_cache")
-        artist = assembly.load_artist(step, weights=WEIGHTS.value, dtype=DTYPE.value)
-        with jax.set_mesh(artist.mesh):
-            guidance = None if name in BENCHMARKS else _guidance(artist)
-            settings = _settings(step, artist, benchmark, guidance)
+        sampler = assembly.load_sampler(step, weights=WEIGHTS.value, dtype=DTYPE.value)
+        with jax.set_mesh(sampler.mesh):
+            guidance = None if name in BENCHMARKS else _guidance(sampler)
+            settings = _settings(step, sampler, benchmark, guidance)
             if benchmark:
                 settings["tasks"] = runner.digest_of(tasks)
                 report.pin(out, settings)
             if name == SHAPES:
                 seeds = range(SEED.value * SEEDS.value, (SEED.value + 1) * SEEDS.value)
                 how = dict(seeds=seeds, guidance=guidance, batch=BATCH.value, settings=settings)
-                shapes_run.run(artist, tasks, data, out=out, **how)
+                shapes_run.run(sampler, tasks, data, out=out, **how)
             elif name in PICTURE_SETS:
-                scores = _draw(artist, benchmark, tasks, out=out, guidance=guidance, features=features)
+                scores = _draw(sampler, benchmark, tasks, out=out, guidance=guidance, features=features)
             else:
-                answers = runner.answer_all(artist, benchmark, tasks, out=out, batch=BATCH.value)
+                answers = runner.answer_all(sampler, benchmark, tasks, out=out, batch=BATCH.value)
                 unit = 1 if name == "mme" else 100
                 scores = {metric: unit * value for metric, value in benchmark.score(tasks, answers).items()}
-                if distributed.is_first():
+                if distributed.is_primary():
                     benchmark.write(out, tasks, answers)
-        if benchmark and distributed.is_first():
+        if benchmark and distributed.is_primary():
             compared = {flag.name: flag.value for flag in (FEATURES, REFERENCE, MEAN, STD, SIDE)} if features else {}
             report.write(out, name, scores, settings | compared, len(tasks))
 
@@ -128,17 +129,17 @@ def _features():
     return feature_distance.Features(FEATURES.value, mean=mean, std=std, side=SIDE.value)
 
 
-def _guidance(artist):
+def _guidance(sampler):
     """How to draw: the flags, and the guidance of the run's own samples."""
-    scale = artist.config["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
-    return artist.guidance(
+    scale = sampler.config["samples"]["guidance"] if GUIDANCE.value is None else GUIDANCE.value
+    return sampler.guidance(
         scale=scale, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
     )
 
 
-def _settings(step, artist, benchmark, guidance):
+def _settings(step, sampler, benchmark, guidance):
     """All that scores depend on beside the benchmark's data: a plain dict."""
-    config, drawn, saved = artist.config, guidance is not None, checkpoint.open_saved(step)
+    config, drawn, saved = sampler.config, guidance is not None, checkpoint.open_saved(step)
     model = config["model"]
     averaged = WEIGHTS.value == "ema" and bool(checkpoint.param_structs(saved, "ema"))
     found = {
@@ -147,7 +148,7 @@ def _settings(step, artist, benchmark, guidance):
         "fingerprint": saved.fingerprint,
         "weights": "ema" if averaged else "raw",
         "dtype": cli.compute_dtype(config["dtype"]),
-        "template": artist.template,
+        "template": sampler.template,
         "roles": list(config["data"]["roles"]),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "pillow")},
     }
@@ -165,12 +166,12 @@ def _settings(step, artist, benchmark, guidance):
     return found | {"image_size": model["understanding"]["encoder"]["image_size"]} | answered
 
 
-def _draw(artist, benchmark, prompts, *, out, guidance, features):
+def _draw(sampler, benchmark, prompts, *, out, guidance, features):
     """Draws a set, scores what can be scored here, and lays a contact sheet."""
     pictures = out / "pictures"
-    runner.draw_all(artist, benchmark, prompts, out=pictures, guidance=guidance, batch=BATCH.value, seed=SEED.value)
+    runner.draw_all(sampler, benchmark, prompts, out=pictures, guidance=guidance, batch=BATCH.value, seed=SEED.value)
     scores = benchmark.score(pictures, prompts)
-    if not distributed.is_first():
+    if not distributed.is_primary():
         return scores
     if features:
         scores |= feature_distance.distance(pictures, REFERENCE.value, features)

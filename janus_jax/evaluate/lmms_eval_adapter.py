@@ -26,7 +26,7 @@ from janus_jax.recipe import assembly
 
 PLACE = re.compile(rf"<image(?:[ _]?(\d+))?>|{re.escape(chat.IMAGE)}")  # how tasks write where a picture stands
 MAX_TOKENS = 1024  # longest answer where a task names none, as in most models there
-NEUTRAL = {"num_beams": (None, 1), "repetition_penalty": (None, 1)}  # settings that the artist has not, switched off
+NEUTRAL = {"num_beams": (None, 1), "repetition_penalty": (None, 1)}  # settings that the sampler has not, switched off
 NEUTRAL_SAMPLING = {"top_p": (None, 1), "top_k": (None, 0)}  # greedy answers do not depend on these
 
 
@@ -69,7 +69,7 @@ class JanusJax(lmms):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("One process drives all devices; start lmms-eval without accelerate or torchrun.")
         self.batch_size = int(batch_size)
-        self._artist = assembly.load_artist(checkpoint, weights=weights)
+        self._sampler = assembly.load_sampler(checkpoint, weights=weights)
 
     def generate_until(self, requests):
         """Answers of the tasks' questions.
@@ -89,7 +89,7 @@ class JanusJax(lmms):
             seeds.append(runner.seed_of("lmms-eval", *name, seen[name]))
             seen[name] += 1
         size = lambda i: (requests[i].args[4], len(requests[i].args[0]))  # few shapes are compiled so
-        with jax.set_mesh(self._artist.mesh), rich.progress.Progress(console=rich.console.Console(stderr=True)) as progress:
+        with jax.set_mesh(self._sampler.mesh), rich.progress.Progress(console=rich.console.Console(stderr=True)) as progress:
             task = progress.add_task("requests", total=len(requests))
             for how, members in groups.items():
                 members, count = sorted(members, key=size), min(self.batch_size, len(members))
@@ -97,7 +97,7 @@ class JanusJax(lmms):
                     part = members[start : start + count]
                     full = part + part[-1:] * (count - len(part))
                     asked = {i: self._conversation(requests[i]) for i in part}
-                    given = self._artist.answer(
+                    given = self._sampler.answer(
                         [asked[i] for i in full], seeds=[seeds[i] for i in full], system="", **how._asdict()
                     )
                     for i, answer in zip(part, given, strict=False):
@@ -118,7 +118,7 @@ class JanusJax(lmms):
         )
 
     def _conversation(self, request):
-        """What the artist is asked: the turns, and their pictures."""
+        """What the sampler is asked: the turns, and their pictures."""
         context, _, doc_to_visual, doc_id, task, split = request.args
         found = doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual else None
         content, images = user_turn(context, pictures_of(found, task))

@@ -27,7 +27,7 @@ def pin(out, settings):
                 f"{str(out)!r} holds results made with {key} = {before.get(key)!r}, and this run has {settings.get(key)!r}; "
                 "name another folder with --out."
             )
-    elif distributed.is_first():
+    elif distributed.is_primary():
         write_json(path, settings)
 
 

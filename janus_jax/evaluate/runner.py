@@ -28,15 +28,15 @@ def digest_of(tasks):
     return hashlib.blake2b(json.dumps([task.asked for task in tasks]).encode(), digest_size=6).hexdigest()
 
 
-def draw_all(artist, benchmark, prompts, *, out, guidance, batch, seed):
+def draw_all(sampler, benchmark, prompts, *, out, guidance, batch, seed):
     """Draws what is missing.
 
     Args:
-      artist: Artist.
+      sampler: Sampler.
       benchmark: one of `picture_sets`.
       prompts: its prompts.
       out: folder of its layout, which holds what was drawn before.
-      guidance: of the artist.
+      guidance: of the sampler.
       batch: pictures at once.
       seed: another one gives other pictures.
     """
@@ -45,19 +45,19 @@ def draw_all(artist, benchmark, prompts, *, out, guidance, batch, seed):
         rich.print(f"{len(prompts) - len(todo)} of {len(prompts)} prompts were drawn before.")
     seeds = lambda p: [seed_of(benchmark.name, p.id, i, seed) for i in range(benchmark.samples)]
     for part, real in _batches(todo, max(batch // benchmark.samples, 1), size=lambda p: len(p.text), what="prompts"):
-        pictures = artist.draw([p.text for p in part], seeds=[seeds(p) for p in part], guidance=guidance)
+        pictures = sampler.draw([p.text for p in part], seeds=[seeds(p) for p in part], guidance=guidance)
         for prompt, drawn in zip(part[:real], pictures, strict=False):
-            if distributed.is_first():
+            if distributed.is_primary():
                 benchmark.save(out, prompt, drawn)
-    if distributed.is_first():
+    if distributed.is_primary():
         benchmark.finish(out, prompts)
 
 
-def answer_all(artist, benchmark, questions, *, out, batch):
+def answer_all(sampler, benchmark, questions, *, out, batch):
     """Answers what has no answer yet, greedily.
 
     Args:
-      artist: Artist.
+      sampler: Sampler.
       benchmark: one of `understanding`.
       questions: its questions.
       out: folder whose answers.jsonl holds the answers given before.
@@ -76,10 +76,10 @@ def answer_all(artist, benchmark, questions, *, out, batch):
     size = lambda q: (len(q.images), len(q.content))
     for part, real in _batches(todo, batch, size=size, what="questions"):
         asked = [([{"role": "user", "content": q.content}], [_opened(i) for i in q.images]) for q in part]
-        given = artist.answer(asked, max_tokens=benchmark.max_tokens, system=benchmark.system)
+        given = sampler.answer(asked, max_tokens=benchmark.max_tokens, system=benchmark.system)
         new = {q.id: a for q, a in zip(part[:real], given, strict=False)}
         answers |= new
-        if distributed.is_first():
+        if distributed.is_primary():
             with (out / ANSWERS).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"id": i, "answer": a}, ensure_ascii=False) + "\n" for i, a in new.items())
     return [answers[q.id] for q in questions]
@@ -102,7 +102,7 @@ def _batches(jobs, count, *, size, what):
 
 def _agreed(todo):
     """What is to do, if all processes find the same of it undone."""
-    if distributed.of_first(len(todo)) != len(todo):
+    if distributed.from_primary(len(todo)) != len(todo):
         raise UserError("The processes find different results in --out; name a folder that all of them see.")
     return todo
 

@@ -13,26 +13,26 @@ from janus_jax.inference.contact_sheet import contact_sheet
 from janus_jax.shapes import score
 
 
-def run(artist, prompts, data, *, out, seeds, guidance, batch, settings):
+def run(sampler, prompts, data, *, out, seeds, guidance, batch, settings):
     """Scores a model and writes evaluation.json and sheet.png.
 
     Args:
-      artist: Artist.
+      sampler: Sampler.
       prompts: of `shapes_score.load_prompts`.
       data: folder of the set.
       out: folder of the results.
       seeds: of the drawings of each prompt.
-      guidance: of the artist.
+      guidance: of the sampler.
       batch: pictures or questions at once.
       settings: what to write beside the scores.
     """
     questions = score.load_questions(data)
-    drawings = score.draw_all(artist, prompts, seeds=seeds, guidance=guidance, batch=batch)
+    drawings = score.draw_all(sampler, prompts, seeds=seeds, guidance=guidance, batch=batch)
     drawing, floor = score.score(drawings, prompts)
     result = {
-        "understanding": score.understanding(artist, questions, batch=batch),
+        "understanding": score.understanding(sampler, questions, batch=batch),
         "drawing": drawing,
-        "ceiling": score.ceiling(artist, prompts),
+        "ceiling": score.ceiling(sampler, prompts),
         "floor": floor,
         "settings": settings
         | {"prompts": {c: len(p) for c, p in prompts.items()}, "combinations": score.combinations(prompts)},
@@ -40,7 +40,7 @@ def run(artist, prompts, data, *, out, seeds, guidance, batch, settings):
     about = Path(data) / "about.json"
     if about.is_file():
         result["understanding"]["majority_answer_baseline"] = json.loads(about.read_text())["majority_answer_baseline"]
-    if distributed.is_first():
+    if distributed.is_primary():
         write_json(out / "evaluation.json", result)
         shown = [(p["prompt"], drawings[c][i, 0]) for c, ps in prompts.items() for i, p in enumerate(ps[:8])]
         contact_sheet([d for _, d in shown], [t for t, _ in shown]).save(out / "sheet.png")

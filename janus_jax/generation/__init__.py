@@ -1,6 +1,6 @@
-"""Ways of drawing. A new one is a file or two here, a line in PATHS, a config and a test."""
+"""Ways of drawing. A new one is a file or two here, a line in GENERATION_PATHS, a config and a test."""
 
 from janus_jax.generation.flow import FlowPath
 from janus_jax.generation.vq import VQPath
 
-PATHS = {"flow": FlowPath, "vq": VQPath}
+GENERATION_PATHS = {"flow": FlowPath, "vq": VQPath}

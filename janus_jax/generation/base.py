@@ -39,8 +39,8 @@ class GenerationPath(abc.ABC):
       dtype: what the LLM computes in.
       num_tokens: positions a picture takes in a row.
       read_shift: where a token's state is read: -1 predicts the right neighbour, 0 the position itself.
-      opening: names of the special tokens between prompt and picture.
-      dropped_seen: whether the padding in place of a dropped prompt is attended.
+      prefix_tokens: names of the special tokens between prompt and picture.
+      attend_to_dropped_prompt: whether the padding in place of a dropped prompt is attended.
       training_only: nets that drawing does without, which a checkpoint need not hold.
       tap_layer: LLM block (1-based) whose states the loss wants beside the last ones, or None.
     """
@@ -49,8 +49,8 @@ class GenerationPath(abc.ABC):
     TokenizerNets: type
     Guidance: type
     read_shift: int
-    opening: tuple
-    dropped_seen: bool
+    prefix_tokens: tuple
+    attend_to_dropped_prompt: bool
     training_only: tuple = ()
     tap_layer: int | None = None
 
@@ -111,7 +111,7 @@ class GenerationPath(abc.ABC):
         return picture_sum / jnp.maximum(picture_count, 1)
 
     def unconditional(self, prompts, *, real, pad_id):
-        """Prompts without their words, for guidance: BOS and the opening stay, everything between becomes padding.
+        """Prompts without their words, for guidance: BOS and the prefix_tokens stay, everything between becomes padding.
 
         Args:
           prompts: int32[B, P], left-padded.
@@ -122,8 +122,8 @@ class GenerationPath(abc.ABC):
           int32[B, P], and bool[B, P], which of them are attended.
         """
         place = jnp.arange(prompts.shape[-1])[None]
-        words = real & (place > jnp.argmax(real, axis=-1)[:, None]) & (place < prompts.shape[-1] - len(self.opening))
-        return jnp.where(words, pad_id, prompts), real & (self.dropped_seen | ~words)
+        words = real & (place > jnp.argmax(real, axis=-1)[:, None]) & (place < prompts.shape[-1] - len(self.prefix_tokens))
+        return jnp.where(words, pad_id, prompts), real & (self.attend_to_dropped_prompt | ~words)
 
     @abc.abstractmethod
     def sample(self, step, hidden, cache, *, keys, guidance):

@@ -14,12 +14,13 @@ import optax
 from einops import rearrange
 from flax import nnx
 
-from janus_jax import flops, sharding
+from janus_jax import flops
 from janus_jax.errors import UserError
 from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
 from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
 from janus_jax.layers.linear import Linear
 from janus_jax.layers.norm import RMSNorm
+from janus_jax.tokenizers.chunks import map_in_chunks
 from janus_jax.tokenizers.sdxl_vae import VAE
 
 
@@ -117,7 +118,7 @@ class FlowPath(GenerationPath):
     """Targets are velocities; the loss is their mean squared error, plus the alignment's cosine (section 3.3)."""
 
     Nets, TokenizerNets, Guidance = FlowNets, FlowTokenizerNets, FlowGuidance
-    read_shift, opening, dropped_seen = 0, (), False
+    read_shift, prefix_tokens, attend_to_dropped_prompt = 0, (), False
     training_only = ("alignment",)
 
     @property
@@ -171,7 +172,7 @@ class FlowPath(GenerationPath):
                 raise UserError(f"Cached latents are {pictures.latents.shape[1:]}, the model draws {shape}; make them anew.")
             return rearrange(pictures.latents, "m c h w -> m h w c").astype(jnp.float32)
         read = lambda images: vae.encode(to_float(images, jnp.float32))
-        latents, logvar = sharding.in_turn(read, pictures.images)
+        latents, logvar = map_in_chunks(read, pictures.images)
         if self.nets.sample_latents:
             noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:]))(keys)
             latents = latents + jnp.exp(logvar / 2) * noise

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from janus_jax import flops, sharding
+from janus_jax import flops
 from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
 from janus_jax.layers.linear import Mlp, param
+from janus_jax.tokenizers.chunks import map_in_chunks
 from janus_jax.tokenizers.vq16 import VQTokenizer, normalize
 
 
@@ -61,7 +62,7 @@ class VQPath(GenerationPath):
     """Targets are code ids int32[M, T]; the loss is their cross-entropy."""
 
     Nets, TokenizerNets, Guidance = VQNets, VQTokenizerNets, VQGuidance
-    read_shift, opening, dropped_seen = -1, ("boi",), True
+    read_shift, prefix_tokens, attend_to_dropped_prompt = -1, ("boi",), True
 
     @staticmethod
     def start_from_tokenizer(params):
@@ -91,7 +92,7 @@ class VQPath(GenerationPath):
         """uint8[M, h, w, 3] -> ids int32[M, T]."""
         tokenizer = self.nets.tokenizer
         read = lambda images: tokenizer.nearest(tokenizer.encode(to_float(images, jnp.float32)))
-        return jax.lax.stop_gradient(sharding.in_turn(read, images))
+        return jax.lax.stop_gradient(map_in_chunks(read, images))
 
     def cache(self, pictures):
         """Codes, which stand instead of the picture."""

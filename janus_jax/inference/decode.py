@@ -118,7 +118,7 @@ def draw_batch(params, prompts, real, keys, *, network, pad_id, guidance):
       prompts: int32[M, P] ids up to the picture, right-aligned.
       real: bool[M, P].
       keys: key[M, n], one per picture.
-      network: Network of Janus.
+      network: ModelSpec of Janus.
       pad_id: what the unconditional rows hold instead of words.
       guidance: the path's Guidance.
 
@@ -177,7 +177,7 @@ def begin_answers(params, prompts, real, pictures, starts, *, network, eos_id, m
       real: bool[B, P].
       pictures: uint8[B, U, h, w, 3].
       starts: int32[B, U] position of each picture's first feature; P marks an unused slot.
-      network: Network of Janus.
+      network: ModelSpec of Janus.
       eos_id: ends an answer.
       max_tokens: longest answer.
 
@@ -201,7 +201,7 @@ def continue_answers(params, answers, keys, *, network, eos_id, temperature, unt
       params: {path: array}.
       answers: Answers.
       keys: key[B].
-      network: Network of Janus.
+      network: ModelSpec of Janus.
       eos_id: ends an answer.
       temperature: 0 is greedy.
       until: int32 scalar, at most the answers' room.

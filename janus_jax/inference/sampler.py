@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 
-from janus_jax import sharding
+from janus_jax import distributed
 from janus_jax.data import chat
 from janus_jax.data import images as image_ops
 from janus_jax.errors import UserError
 from janus_jax.inference import decode
 
 
-class Artist:
+class Sampler:
     """A trained model with its tokenizer and the layout it was trained in."""
 
     def __init__(self, network, params, tokenizer, config, *, template):
@@ -59,12 +59,12 @@ class Artist:
         roles = self._roles if self._chat else None
         texts = ["".join(p.text for p in chat.drawing_prompt(prompt, roles=roles)) for prompt in prompts]
         t, seeds = self.tokenizer, np.asarray(seeds, np.uint32)
-        opening = [getattr(t, name) for name in self._path.opening]
-        ids, real = decode.right_align([[t.bos, *t.encode(text)[0], *opening] for text in texts], pad_id=t.pad)
+        prefix_tokens = [getattr(t, name) for name in self._path.prefix_tokens]
+        ids, real = decode.right_align([[t.bos, *t.encode(text)[0], *prefix_tokens] for text in texts], pad_id=t.pad)
         keys = jax.vmap(jax.vmap(jax.random.key))(seeds.reshape(len(prompts), -1))
-        ids, real, keys = sharding.spread((ids, real, keys))
+        ids, real, keys = distributed.shard_leading_axis((ids, real, keys))
         pictures, _ = decode.draw_batch(self.params, ids, real, keys, network=self.network, pad_id=t.pad, guidance=guidance)
-        return sharding.whole(pictures).reshape(*seeds.shape, *pictures.shape[1:])
+        return distributed.to_host(pictures).reshape(*seeds.shape, *pictures.shape[1:])
 
     def ask(self, images, questions, **settings):
         """Answers one question about each picture: PIL pictures, strings, and `answer`'s settings -> list of strings."""
@@ -104,9 +104,9 @@ class Artist:
                 places[i, j] = starts[i][j] + width - len(rows[i])
                 pictures[i, j] = image_ops.for_understanding(image, size=self._size)
         seeds = np.asarray([0] * b if seeds is None else seeds, np.uint32)
-        ids, real, pictures, places, seeds = sharding.fill_up((ids, real, pictures, places, seeds))
+        ids, real, pictures, places, seeds = distributed.pad_to_mesh((ids, real, pictures, places, seeds))
         keys = jax.vmap(jax.random.key)(seeds)
-        ids, real, pictures, places, keys = sharding.spread((ids, real, pictures, places, keys))
+        ids, real, pictures, places, keys = distributed.shard_leading_axis((ids, real, pictures, places, keys))
         known = dict(network=self.network, eos_id=t.eos)
         answers = decode.begin_answers(self.params, ids, real, pictures, places, max_tokens=max_tokens, **known)
         for until in range(every or max_tokens, max_tokens + (every or 1), every or max_tokens):
@@ -114,7 +114,7 @@ class Artist:
             answers = decode.continue_answers(
                 self.params, answers, keys, temperature=float(temperature), until=until, **known
             )
-            done = [list(row[:until]) for row in sharding.whole(answers.ids)[:b]]
+            done = [list(row[:until]) for row in distributed.to_host(answers.ids)[:b]]
             yield [t.decode(row[: row.index(t.eos)] if t.eos in row else row).strip() for row in done]
             if all(t.eos in row for row in done):
                 return
@@ -138,7 +138,7 @@ class Artist:
     def reconstruct(self, pictures):
         """Pictures through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h, w, 3]."""
         self._check_nets()
-        return sharding.whole(decode.reconstruct_batch(self.params, pictures, network=self.network))
+        return distributed.to_host(decode.reconstruct_batch(self.params, pictures, network=self.network))
 
     def _check_nets(self):
         """Answers need no nets that draw, and a checkpoint may lack some: imported JanusFlow its autoencoder."""

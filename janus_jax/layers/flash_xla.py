@@ -12,7 +12,7 @@ BLOCK = 64  # queries, and keys, at once: small ones skip more, and stay in a co
 NEVER = -1e30  # a score whose weight is zero beside any real one, and finite where there is no real one
 
 
-def blockwise(q, k, v, segment_ids):
+def flash_xla(q, k, v, segment_ids):
     """Every token looks at its own example up to itself; padding at itself alone.
 
     Args:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from janus_jax import hardware, sharding
-from janus_jax.layers.flash_xla import blockwise
+from janus_jax.layers.flash_xla import flash_xla
 
 TILE = 128  # kernels want rows of a multiple of this
 HEADS, KV_HEADS = ("batch", "length", "heads", "head_dim"), ("batch", "length", "kv_heads", "head_dim")
@@ -29,8 +29,8 @@ def packed_attention(q, k, v, *, segment_ids):
     """
     kind = sharding.device_kind()
     kernel = kernel_of(kind, q.shape[1])
-    if kernel is not blockwise:
-        kernel = functools.partial(kernel, blocks=hardware.of(kind).attention_blocks)
+    if kernel is not flash_xla:
+        kernel = functools.partial(kernel, blocks=hardware.find_chip(kind).attention_blocks)
     spread = sharding.per_device(kernel, inputs=(HEADS, KV_HEADS, KV_HEADS, ("batch", "length")), output=HEADS)
     return spread(q, k, v, segment_ids)
 
@@ -38,8 +38,8 @@ def packed_attention(q, k, v, *, segment_ids):
 def kernel_of(device_kind, length):
     """The kernel for rows of this length on a device."""
     if length % TILE:
-        return blockwise
-    return splash if device_kind.startswith("TPU") else triton if device_kind.startswith("NVIDIA") else blockwise
+        return flash_xla
+    return splash if device_kind.startswith("TPU") else triton if device_kind.startswith("NVIDIA") else flash_xla
 
 
 def splash(q, k, v, segment_ids, *, blocks, interpret=False):

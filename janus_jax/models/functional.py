@@ -1,6 +1,6 @@
 """Between a module and its arrays: parameters travel as a flat dict {path: array}, `llm/layers/mlp/gate/kernel`.
 
-A `Network` describes a module without holding arrays. Whatever runs under a JAX transform takes the dict and merges
+A `ModelSpec` describes a module without holding arrays. Whatever runs under a JAX transform takes the dict and merges
 it back into the module inside.
 """
 
@@ -10,7 +10,7 @@ from flax import nnx, traverse_util
 from janus_jax.layers.linear import Rngs
 
 
-class Network:
+class ModelSpec:
     """A module's structure.
 
     Attributes:

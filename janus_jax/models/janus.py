@@ -19,7 +19,7 @@ from flax import nnx
 from janus_jax import sharding
 from janus_jax.batch import TASKS
 from janus_jax.errors import UserError
-from janus_jax.generation import PATHS
+from janus_jax.generation import GENERATION_PATHS
 from janus_jax.generation.base import Pictures, to_float
 from janus_jax.layers.linear import Linear, Mlp, param, trailing, zeros
 from janus_jax.models.interleave import extract, insert
@@ -82,7 +82,7 @@ class Janus(nnx.Module):
           rngs: where fresh parameters come from.
           llm: of `Llama`.
           understanding: of `Understanding`, but for `embed_dim`.
-          generation: `kind`, a key of `PATHS`, and the keyword arguments of that path's nets.
+          generation: `kind`, a key of `GENERATION_PATHS`, and the keyword arguments of that path's nets.
           dtype: what the LLM and the understanding encoder compute in.
         """
         generation = dict(generation)
@@ -216,6 +216,6 @@ class TokenizerTrainer(nnx.Module):
 
 def pick_path(kind):
     """The path class of a name; an unknown one is an error that lists the known."""
-    if kind not in PATHS:
-        raise UserError(f"config.model.generation.kind is {kind!r}; known paths: {sorted(PATHS)}.")
-    return PATHS[kind]
+    if kind not in GENERATION_PATHS:
+        raise UserError(f"config.model.generation.kind is {kind!r}; known paths: {sorted(GENERATION_PATHS)}.")
+    return GENERATION_PATHS[kind]

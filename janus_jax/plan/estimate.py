@@ -16,6 +16,7 @@ from janus_jax import cli, sharding
 from janus_jax.data import packing_stats, synthetic
 from janus_jax.errors import UserError
 from janus_jax.recipe import assembly, freezing, states
+from janus_jax.tokenizers.chunks import PIXELS_PER_CHUNK
 
 LOGITS = 512  # positions of a group whose vocabulary logits live at once (`losses`)
 DAY = 86_400
@@ -161,7 +162,7 @@ def _activations(config, stage, mesh, *, trainable):
     weights = 2 * layer + 4 * vocab * d + trains("llm/") * 2 * (layer + 2 * vocab * d)
     channels, levels = 128, 4  # of the tokenizers at full resolution, fp32, and how many such maps live at once
     picture = generation["image_size"] ** 2
-    at_once = pictures * picture if trains("generation/tokenizer/") else max(sharding.IN_TURN, picture)
+    at_once = pictures * picture if trains("generation/tokenizer/") else max(PIXELS_PER_CHUNK, picture)
     seen = min(pictures * picture, at_once) * channels * 4 * levels
     logits = 3 * 4 * groups * LOGITS * vocab
     return 2 * (tokens * kept * llm["num_layers"] + work + weights) + max(logits, seen)

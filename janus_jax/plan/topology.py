@@ -60,7 +60,7 @@ class Topology(NamedTuple):
     @property
     def chip(self):
         """The row of `chips` that its devices are of."""
-        return hardware.of(self.device_kind)
+        return hardware.find_chip(self.device_kind)
 
 
 def without_devices():

@@ -16,8 +16,8 @@ from janus_jax.data.pipeline import Pipeline
 from janus_jax.data.shards import Layout
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
-from janus_jax.inference.sampler import Artist
-from janus_jax.models.functional import Network
+from janus_jax.inference.sampler import Sampler
+from janus_jax.models.functional import ModelSpec
 from janus_jax.models.janus import Janus, TokenizerTrainer, pick_path
 from janus_jax.models.llama import Llama
 from janus_jax.models.siglip import Siglip
@@ -30,8 +30,8 @@ def build_network(config, stage):
     """The network a stage trains: the whole model, or the generation tokenizer alone."""
     dtype, model = jnp.dtype(cli.compute_dtype(config["dtype"])), config["model"]
     if stage == freezing.TOKENIZER:
-        return Network(functools.partial(TokenizerTrainer, generation=model["generation"], dtype=dtype))
-    return Network(functools.partial(Janus, **model, dtype=dtype))
+        return ModelSpec(functools.partial(TokenizerTrainer, generation=model["generation"], dtype=dtype))
+    return ModelSpec(functools.partial(Janus, **model, dtype=dtype))
 
 
 def build_tower(layout, model):
@@ -47,12 +47,12 @@ def build_tower(layout, model):
     into = tables.INTO[layout]
     settings = functools.reduce(dict.__getitem__, into.split("/"), model)
     module = {"llama": Llama, "siglip": Siglip, "llamagen_vq": VQTokenizer, "diffusers_vae": VAE}[layout]
-    network = Network(functools.partial(module, **settings))
+    network = ModelSpec(functools.partial(module, **settings))
     put = lambda flat: {f"{into}/{path}": leaf for path, leaf in flat.items()}
     return put(network.abstract), put(network.axes)
 
 
-def load_artist(path, *, mesh=None, weights="ema", dtype=None):
+def load_sampler(path, *, mesh=None, weights="ema", dtype=None):
     """A trained model from a checkpoint, ready to draw and answer.
 
     Args:
@@ -81,7 +81,7 @@ def load_artist(path, *, mesh=None, weights="ema", dtype=None):
     tokenizer = text_tokenizer.TextTokenizer(saved.about["tokenizer"])
     template = "chat" if stage == freezing.IMPORTED else config["stages"][stage]["template"]
     params = checkpoint.load_params(saved, wanted, weights=weights)
-    return Artist(network, params, tokenizer, config, template=template)
+    return Sampler(network, params, tokenizer, config, template=template)
 
 
 def inference_mesh(network, config):
@@ -92,7 +92,7 @@ def inference_mesh(network, config):
     """
     dtypes = held_dtypes(network, config, frozen=network.abstract)
     needed = sum(a.size * dtypes[p].itemsize for p, a in network.abstract.items())
-    room = hardware.of(jax.devices()[0].device_kind).memory / 3 or needed
+    room = hardware.find_chip(jax.devices()[0].device_kind).memory / 3 or needed
     tensor = 1
     while needed > room * tensor and jax.device_count() % (2 * tensor) == 0:
         tensor *= 2
@@ -140,7 +140,7 @@ def build_pipeline(config, stage, network, *, mesh, host, report=None):
 
     Args:
       config, stage: what to train.
-      network: Network, for the numbers of tokens a picture takes.
+      network: ModelSpec, for the numbers of tokens a picture takes.
       mesh: the pack groups must divide over it.
       host: this host's number, and how many there are.
       report: a file for a list of unusable records.
@@ -225,8 +225,8 @@ def build_maker(config, stage, network):
         template=s["template"],
         und_tokens=(encoder["image_size"] // encoder["patch_size"]) ** 2,
         gen_tokens=path.num_tokens,
-        opening=path.opening,
-        dropped_seen=path.dropped_seen,
+        prefix_tokens=path.prefix_tokens,
+        attend_to_dropped_prompt=path.attend_to_dropped_prompt,
         max_length=s["length"],
         **{
             k: data[k]

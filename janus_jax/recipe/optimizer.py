@@ -41,7 +41,7 @@ def make(learning_rate, *, kind, b1, b2, eps, weight_decay, clip, moments, abstr
       clip: global norm of the trainable gradients.
       moments: dtype that Adam's and Muon's moments are held in between steps, 'float32' or 'bfloat16'; the step
         computes in fp32.
-      abstract, axes: {path: ShapeDtypeStruct} and {path: logical axes of the trailing dimensions}, as a Network has.
+      abstract, axes: {path: ShapeDtypeStruct} and {path: logical axes of the trailing dimensions}, as a ModelSpec has.
 
     Raises:
       UserError: for another kind or dtype.

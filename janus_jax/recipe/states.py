@@ -21,7 +21,7 @@ def fresh_params(network, wanted, key):
     """Freshly initialised parameters.
 
     Args:
-      network: Network.
+      network: ModelSpec.
       wanted: {path: ShapeDtypeStruct with its sharding}, any of the network's.
       key: decides them all.
 

@@ -44,13 +44,13 @@ def combinations(prompts):
     return {c: len({json.dumps([p["things"], p["relation"]]) for p in ps}) for c, ps in prompts.items()}
 
 
-def understanding(artist, records, *, batch=BATCH):
+def understanding(sampler, records, *, batch=BATCH):
     """Share of held-out questions answered word for word, overall and by kind of question."""
     right, kinds = [], [r["kind"] for r in records]
     for start in rich.progress.track(range(0, len(records), batch), description="questions"):
         part = records[start : start + batch]
         images = [Image.open(io.BytesIO(r["image"])).convert("RGB") for r in part]
-        answers = artist.ask(*_padded(images, [r["question"] for r in part], size=batch), max_tokens=8)
+        answers = sampler.ask(*_padded(images, [r["question"] for r in part], size=batch), max_tokens=8)
         right += [a == r["answer"] for a, r in zip(answers, part, strict=False)]
     by_kind = {k: float(np.mean([r for r, kind in zip(right, kinds, strict=True) if kind == k])) for k in sorted(set(kinds))}
     return {"accuracy": float(np.mean(right)), "questions": len(right), "by_kind": by_kind}
@@ -61,14 +61,14 @@ def _padded(*lists, size=BATCH):
     return [part + part[-1:] * (size - len(part)) for part in lists]
 
 
-def draw_all(artist, prompts, *, seeds, guidance, batch=BATCH):
+def draw_all(sampler, prompts, *, seeds, guidance, batch=BATCH):
     """Draws every prompt with every seed: {category: uint8[prompts, len(seeds), h, w, 3]}."""
     texts = [p["prompt"] for ps in prompts.values() for p in ps]
     pictures, at_once = [], max(batch // len(seeds), 1)
     for start in rich.progress.track(range(0, len(texts), at_once), description="drawings"):
         part = texts[start : start + at_once]
         (padded,) = _padded(part, size=at_once)
-        pictures += list(artist.draw(padded, seeds=[seeds] * at_once, guidance=guidance)[: len(part)])
+        pictures += list(sampler.draw(padded, seeds=[seeds] * at_once, guidance=guidance)[: len(part)])
     cut, out = 0, {}
     for category, ps in prompts.items():
         out[category] = np.stack(pictures[cut : cut + len(ps)])
@@ -100,7 +100,7 @@ def score(drawings, prompts):
     return good, floor
 
 
-def ceiling(artist, prompts, *, seed=0):
+def ceiling(sampler, prompts, *, seed=0):
     """The score of real pictures for the prompts, after the picture tokenizer and back."""
     rng, real = np.random.default_rng((seed, 77)), {}
     for category, ps in prompts.items():
@@ -108,7 +108,7 @@ def ceiling(artist, prompts, *, seed=0):
         back = []
         for start in range(0, len(pictures), BATCH):
             (part,) = _padded(pictures[start : start + BATCH])
-            back += list(artist.reconstruct(np.stack(part)))
+            back += list(sampler.reconstruct(np.stack(part)))
         real[category] = np.stack(back[: len(ps)])[:, None]
     return score(real, prompts)[0]
 

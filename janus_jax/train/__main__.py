@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from janus_jax import checkpoint, cli, distributed, sharding, train_step
+from janus_jax import checkpoint, cli, distributed, hardware, sharding, train_step
 from janus_jax.data.files import make_folder
 from janus_jax.data.pipeline import COUNTS, Prefetch, statistics
 from janus_jax.errors import UserError
@@ -37,10 +37,11 @@ from janus_jax.models.janus import pick_path
 from janus_jax.prepare import cache
 from janus_jax.recipe import assembly, freezing, states
 from janus_jax.train.held_out import HeldOut
-from janus_jax.train.metrics import Log, Profile, Progress, peak_flops, readable
-from janus_jax.train.samples import Sampler
+from janus_jax.train.metrics import Log, Profile, Progress, readable
+from janus_jax.train.samples import SampleLogger
 from janus_jax.train_step import TrainState
 
+CONNECTED = cli.distributed_flags()
 CONFIG = cli.config_flag()
 WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> without it.")
 
@@ -52,9 +53,9 @@ def main():
     workdir = WORKDIR.value or f"runs/{Path(cli.config_file()).stem}"
     if "://" in workdir:
         raise UserError(f"--workdir={workdir} is no folder; mount the bucket (gcsfuse, say) and name the mounted folder.")
-    with distributed.joined():
+    with CONNECTED():
         if train(CONFIG.value, Path(workdir).absolute(), preempted=distributed.preemption()):
-            sys.exit(cli.PREEMPTED)
+            sys.exit(distributed.PREEMPTED)
 
 
 def train(config, workdir, *, preempted=lambda step: False):
@@ -85,7 +86,7 @@ def train(config, workdir, *, preempted=lambda step: False):
         _check_room(config, stage, network, mesh)
     make_folder(workdir)
     cli.enable_compile_cache(workdir / ".jax_cache")
-    if distributed.is_first():
+    if distributed.is_primary():
         checkpoint.set_damaged_aside(workdir, newer_than=newest.step if newest else -1)
         (workdir / "config.json").write_text(text)
     logging.info("Done before: %s", ", ".join(set(chosen) - networks.keys())) if len(networks) < len(chosen) else None
@@ -120,7 +121,7 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
         _check_same(resumed.about["config"], cli.plain(config), stage)
 
     report = workdir / ("bad_records.jsonl" if jax.process_count() == 1 else f"bad_records_{jax.process_index()}.jsonl")
-    host = sharding.host_share(mesh)
+    host = distributed.host_share(mesh)
     pipeline, tokenizer = assembly.build_pipeline(config, stage, network, mesh=mesh, host=host, report=report)
     tx, rate = assembly.build_optimizer(config, stage, network)
     with jax.set_mesh(mesh):
@@ -144,14 +145,14 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
         if stage == freezing.TOKENIZER:  # at every checkpoint, so that a stage may start from any of them
             settle = jax.jit(train_step.make_settle(network), out_shardings=jax.tree.map(lambda x: x.sharding, state))
         writer = checkpoint.Writer(workdir, keep=config["keep_checkpoints"])
-        sampler = Sampler(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
+        sample_logger = SampleLogger(network, tokenizer, config, stage, folder=workdir / "samples", log=log)
         unseen, mixture = assembly.held_out_batches(config, stage, network, mesh=mesh, host=host)
         held_out = HeldOut(network, unseen, mixture=mixture, mesh=mesh, log=log)
         profile = Profile(config["profile_steps"], workdir / "profile")
         try:
             return _loop(
                 step, state, pipeline, mesh=mesh, config=config, stage=stage, last=last, about=about, log=log,
-                writer=writer, sampler=sampler, held_out=held_out, settle=settle, profile=profile, preempted=preempted,
+                writer=writer, sample_logger=sample_logger, held_out=held_out, settle=settle, profile=profile, preempted=preempted,
             )  # fmt: skip
         finally:
             writer.wait()
@@ -161,22 +162,22 @@ def train_stage(config, stage, workdir, *, network, mesh, preempted):
 def _newest(workdir):
     """The newest checkpoint, which all processes must see alike."""
     found = checkpoint.newest(workdir)
-    mine, first = (found.step if found else -1), distributed.of_first(found.step if found else -1)
+    mine, first = (found.step if found else -1), distributed.from_primary(found.step if found else -1)
     if mine != first:
         logging.error("This process finds checkpoint %d in %s and the first one %d: is it one disk?", mine, workdir, first)
-        sys.exit(cli.PREEMPTED)
+        sys.exit(distributed.PREEMPTED)
     return found
 
 
 def _loop(
-    step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sampler, held_out, settle, profile, preempted
+    step, state, pipeline, *, mesh, config, stage, last, about, log, writer, sample_logger, held_out, settle, profile, preempted
 ):
     """Steps to the end of the stage, or to where the run is preempted, and says whether it was.
 
     Metrics are read one step late, when the next step is already on its way.
     """
     trainable = tuple(state.trainable)
-    peak, offset, done = peak_flops(), about["stage_start"], int(state.step)
+    peak, offset, done = hardware.peak_flops(), about["stage_start"], int(state.step)
     progress = Progress(f"stage {stage}", done=done, total=last)
     data = Prefetch(pipeline)
     pending, saved_at, before, stopped = None, offset + done, time.perf_counter(), False
@@ -209,8 +210,8 @@ def _loop(
     try:
         while done < last and not stopped:
             packed = next(data)
-            batch = sharding.put_batch(mesh, packed.batch)
-            counts = sharding.summed(mesh, {name: packed.stats[name] for name in COUNTS})
+            batch = distributed.put_batch(mesh, packed.batch)
+            counts = distributed.sum_over_hosts(mesh, {name: packed.stats[name] for name in COUNTS})
             profile.before(done + 1)
             state, metrics = step(state, batch)
             if pending:
@@ -222,12 +223,12 @@ def _loop(
                 report(pending)
                 pending = None
                 state = settle(state, batch)
-                _save(writer, offset + done, state, about | {"data": distributed.merged(packed.state)})
+                _save(writer, offset + done, state, about | {"data": distributed.merge_dicts(packed.state)})
                 saved_at = offset + done
                 if not stopped:
                     held_out(saved_at, state.trainable | state.frozen)
-                    sampler(saved_at, state.trainable | state.frozen | state.ema, batch)
-                    sampler.score(saved_at, state.trainable | state.frozen | state.ema)
+                    sample_logger(saved_at, state.trainable | state.frozen | state.ema, batch)
+                    sample_logger.score(saved_at, state.trainable | state.frozen | state.ema)
                 before = time.perf_counter()
         return stopped
     finally:

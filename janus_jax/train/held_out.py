@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from janus_jax import sharding
+from janus_jax import distributed, sharding
 from janus_jax.models.janus import count_targets
 from janus_jax.train.metrics import readable
 
@@ -26,7 +26,7 @@ class HeldOut:
 
     def __call__(self, step, params):
         """Logs the means over the batches as `held_out/...`, of the kinds of examples that they hold."""
-        measure = lambda batch: readable(jax.device_get(self._measure(params, sharding.put_batch(self._mesh, batch))))
+        measure = lambda batch: readable(jax.device_get(self._measure(params, distributed.put_batch(self._mesh, batch))))
         found = [measure(batch) for batch in self._batches]
         if found:
             names = [name for name in found[0] if not self._absent & set(name.split("_"))]

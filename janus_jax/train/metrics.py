@@ -7,30 +7,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from rich import progress
 
-from janus_jax import distributed, hardware, sharding
+from janus_jax import distributed
 from janus_jax.errors import UserError
-
-
-def peak_flops():
-    """FLOP/s that MFU is a share of, over all devices; on CPU what a jitted fp32 product does, best of 15."""
-    kind = jax.devices()[0].device_kind
-    if known := hardware.of(kind).peak:
-        return known * jax.device_count()
-    devices, best = jax.local_devices(), float("inf")
-    mesh = sharding.make_mesh(devices=devices)
-    with jax.set_mesh(mesh):
-        rows = jax.device_put(jnp.ones((-(-4096 // len(devices)) * len(devices), 512)), sharding.batch_sharding(mesh))
-        kernel = jax.device_put(jnp.ones((512, 1408)), sharding.replicated(mesh))
-        product = jax.jit(jnp.matmul, out_shardings=rows.sharding)
-        for _ in range(15):
-            start = time.perf_counter()
-            product(rows, kernel).block_until_ready()
-            best = min(best, time.perf_counter() - start)
-    return jax.process_count() * 2 * rows.size * kernel.shape[1] / best
 
 
 def readable(metrics):
@@ -49,7 +30,7 @@ class Log:
 
     def __init__(self, workdir, *, resumed_step):
         self._file = self._events = None
-        if not distributed.is_first():
+        if not distributed.is_primary():
             return
         self._path = Path(workdir) / "metrics.jsonl"
         kept = []
@@ -101,7 +82,7 @@ class Profile:
 
     def before(self, step):
         """Begins the trace at the first of its steps, or where a run goes on among them."""
-        if step in self._steps and not self._tracing and distributed.is_first():
+        if step in self._steps and not self._tracing and distributed.is_primary():
             self._first = step
             jax.profiler.start_trace(self._folder)
             self._tracing = True
@@ -118,7 +99,7 @@ class Profile:
             jax.profiler.stop_trace()
             self._tracing = False
             logging.info("Wrote the trace from step %d on: xprof %s", self._first, self._folder)
-        elif self._steps and self._first is None and distributed.is_first():
+        elif self._steps and self._first is None and distributed.is_primary():
             first, last = self._steps[0], self._steps[-1]
             logging.warning("No trace was written: none of the steps %d to %d was made in this stage", first, last)
 
@@ -128,7 +109,7 @@ class Progress:
 
     def __init__(self, name, *, done, total):
         self._name, self._total = name, total
-        self._live = sys.stderr.isatty() and distributed.is_first()
+        self._live = sys.stderr.isatty() and distributed.is_primary()
         self._last, self._start, self._first = 0.0, time.monotonic(), done
         if self._live:
             columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())

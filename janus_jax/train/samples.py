@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from janus_jax import distributed, sharding
+from janus_jax import distributed
 from janus_jax.inference import decode
 from janus_jax.inference.contact_sheet import contact_sheet
-from janus_jax.inference.sampler import Artist
+from janus_jax.inference.sampler import Sampler
 from janus_jax.recipe import freezing
 from janus_jax.shapes import score
 
@@ -13,7 +13,7 @@ SHOWN = 16  # pictures on a sheet of the tokenizer
 SCORED = 8  # prompts of a category of shapes
 
 
-class Sampler:
+class SampleLogger:
     """Draws a stage's contact sheets: what the model makes of the prompts, or the tokenizer of its pictures."""
 
     def __init__(self, network, tokenizer, config, stage, *, folder, log):
@@ -26,7 +26,7 @@ class Sampler:
         if not self._config["samples"]["prompts"]:
             return
         sheet = self._pairs(params, batch) if self._stage == freezing.TOKENIZER else self._drawings(params)
-        if distributed.is_first():
+        if distributed.is_primary():
             self._folder.mkdir(exist_ok=True)
             sheet.save(self._folder / f"{step:07d}_{self._stage}.png")
             self._log.picture(step, "samples", np.asarray(sheet))
@@ -36,26 +36,26 @@ class Sampler:
         folder = self._config["samples"]["shapes"]
         if not folder or self._stage == freezing.TOKENIZER:
             return
-        artist, guidance = self._artist(params)
+        sampler, guidance = self._sampler(params)
         prompts = {name: found[:SCORED] for name, found in score.load_prompts(folder).items()}
-        shares, _ = score.score(score.draw_all(artist, prompts, seeds=[0], guidance=guidance), prompts)
+        shares, _ = score.score(score.draw_all(sampler, prompts, seeds=[0], guidance=guidance), prompts)
         self._log.write(step, {f"shapes/{name}": share for name, share in shares.items()})
 
     def _drawings(self, params):
         """Every prompt once."""
-        prompts, (artist, guidance) = self._config["samples"]["prompts"], self._artist(params)
-        drawings = artist.draw(prompts, seeds=range(len(prompts)), guidance=guidance)
+        prompts, (sampler, guidance) = self._config["samples"]["prompts"], self._sampler(params)
+        drawings = sampler.draw(prompts, seeds=range(len(prompts)), guidance=guidance)
         return contact_sheet(drawings, prompts)
 
-    def _artist(self, params):
+    def _sampler(self, params):
         """The stage's model as it is now, and how it draws."""
         template = self._config["stages"][self._stage]["template"]
-        artist = Artist(self._network, params, self._tokenizer, self._config, template=template)
-        return artist, artist.guidance(scale=self._config["samples"]["guidance"])
+        sampler = Sampler(self._network, params, self._tokenizer, self._config, template=template)
+        return sampler, sampler.guidance(scale=self._config["samples"]["guidance"])
 
     def _pairs(self, params, batch):
         """Pictures, each beside what the tokenizer makes of it."""
-        pictures = sharding.whole(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN])
-        back = sharding.whole(decode.reconstruct_batch(params, pictures, network=self._network))
+        pictures = distributed.to_host(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:SHOWN])
+        back = distributed.to_host(decode.reconstruct_batch(params, pictures, network=self._network))
         pairs = np.stack([pictures, back], axis=1).reshape(-1, *pictures.shape[1:])
         return contact_sheet(pairs, ["picture", "through the tokenizer"] * len(pictures))

@@ -8,7 +8,7 @@ from einops import rearrange
 from flax import nnx
 
 from configs import tiny
-from janus_jax.generation import PATHS
+from janus_jax.generation import GENERATION_PATHS
 from janus_jax.generation.base import GenerationPath, guide, to_float
 from janus_jax.layers.linear import Linear
 from tests.conftest import small
@@ -24,7 +24,7 @@ class ToyNets(nnx.Module):
 
 class ToyPath(GenerationPath):
     Nets, TokenizerNets, Guidance = ToyNets, ToyNets, NamedTuple("ToyGuidance", [("scale", float)])
-    read_shift, opening, dropped_seen = -1, ("boi",), True
+    read_shift, prefix_tokens, attend_to_dropped_prompt = -1, ("boi",), True
 
     def prepare(self, pictures, keys, *, look):
         p = self.nets.patch
@@ -58,7 +58,7 @@ class ToyPath(GenerationPath):
         return self.decode(self.prepare(pictures, None, look=None))
 
 
-PATHS["toy"] = ToyPath
+GENERATION_PATHS["toy"] = ToyPath
 
 
 def get_config(data):

@@ -1,9 +1,9 @@
-"""Drawing by rectified flow: JanusFlow's path. The LLM sees a noisy picture and predicts where it should move.
+"""Image generation by rectified flow: JanusFlow's path. The LLM sees a noisy image and predicts where it should move.
 
-With data x (scaled latents of SDXL's autoencoder) and noise z0, a picture at time t in [0, 1] is z_t = t x + (1 - t) z0
-and moves at velocity x - z0 (JanusFlow, section 3.1). In a row a picture is its time token and T latent tokens; every
-latent token's own state, beside a skip from the encoder, gives its patch of the velocity. The prompt does not depend on
-t, so that all steps of the sampler go on from one cache of it.
+With data x (scaled latents of SDXL's autoencoder) and noise z0, an image at time t in [0, 1] is z_t = t x + (1 - t) z0
+and moves at velocity x - z0 (JanusFlow, section 3.1). In a row an image is its time token and T latent tokens; every
+latent token's own state, with a skip from the encoder, gives its patch of the velocity. The prompt does not depend on
+t, so all steps of the sampler start from one cache of it.
 """
 
 from typing import NamedTuple
@@ -16,23 +16,22 @@ from flax import nnx
 
 from janus_jax import flops
 from janus_jax.errors import UserError
-from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
+from janus_jax.generation.base import GenerationNets, GenerationPath, guide
 from janus_jax.generation.convnext import FlowDecoder, FlowEncoder
 from janus_jax.layers.linear import Linear
 from janus_jax.layers.norm import RMSNorm
-from janus_jax.tokenizers.chunks import map_in_chunks
 from janus_jax.tokenizers.sdxl_vae import VAE
 
 
 class FlowGuidance(NamedTuple):
-    """How to sample: Euler steps along v = v_u + scale (v_c - v_u)."""
+    """Sampling settings: Euler steps along v = v_u + scale (v_c - v_u)."""
 
     scale: float = 2.0
     steps: int = 30
 
 
 class Noised(NamedTuple):
-    """Pictures on their way.
+    """Images between noise and data.
 
     Attributes:
       time: float32[M] in [0, 1].
@@ -45,32 +44,6 @@ class Noised(NamedTuple):
     state: jax.Array
     velocity: jax.Array
     reference: jax.Array | None
-
-
-class FlowTokenizerNets(nnx.Module):
-    """The autoencoder alone: what a recipe's tokenizer stage trains."""
-
-    def __init__(self, rngs, *, image_size, tokenizer, tokenizer_training=None, **_):
-        """Builds the net from its part of the path's settings.
-
-        Args:
-          rngs: where fresh parameters come from.
-          image_size: pixels a side of the pictures to draw.
-          tokenizer: keyword arguments of `VAE`.
-          tokenizer_training: weights `squared`, `absolute` (reconstruction), `divergence` (KL), and `crop`, the side
-            of the crops that training sees, 0 for whole pictures.
-        """
-        patch = 2 ** len(tokenizer["widths"])  # pixels a side of a latent token, of 2 x 2 latents
-        crop = (tokenizer_training or {}).get("crop") or image_size
-        for name, size, unit in (("image_size", image_size, patch), ("tokenizer_training.crop", crop, patch // 2)):
-            if size % unit or size > image_size:
-                raise UserError(
-                    f"config.model.generation.{name} is {size}: it must be a multiple of {unit} and at most {image_size}."
-                )
-        self.side = 2 * (image_size // patch)  # of the latents
-        self.training = tokenizer_training
-        self.num_tokens = 1 + (self.side // 2) ** 2
-        self.tokenizer = VAE(rngs, **tokenizer)
 
 
 class Alignment(nnx.Module):
@@ -86,8 +59,10 @@ class Alignment(nnx.Module):
         return self.fc_3(jax.nn.silu(self.fc_2(jax.nn.silu(self.fc_1(x)))))
 
 
-class FlowNets(FlowTokenizerNets):
+class FlowNets(GenerationNets):
     """Autoencoder, ConvNeXt encoder and decoder with the linear maps between them and the LLM, alignment MLP."""
+
+    training_only = ("alignment",)
 
     def __init__(
         self, rngs, *, embed_dim, image_size, tokenizer, unet, alignment, sample_latents=False, tokenizer_training=None
@@ -95,14 +70,21 @@ class FlowNets(FlowTokenizerNets):
         """Builds the nets.
 
         Args:
-          rngs: where fresh parameters come from.
+          rngs: source of fresh parameters.
           embed_dim: D of the LLM.
-          image_size, tokenizer, tokenizer_training: of `FlowTokenizerNets`.
+          image_size: pixels per side of the images to generate.
+          tokenizer: keyword arguments of `VAE`.
           unet: `dim`, `num_blocks`, `norm_eps` of `FlowEncoder` and `FlowDecoder`.
           alignment: `layer`, the block whose states are aligned, 0 for no alignment, and `feature_dim` F.
-          sample_latents: draws latents from their posterior; otherwise they are its mean.
+          sample_latents: samples latents from their posterior; by default they are its mean.
+          tokenizer_training: read by the tokenizer's own stage only.
+
+        Raises:
+          UserError: for an image size that latent tokens do not tile.
         """
-        super().__init__(rngs, image_size=image_size, tokenizer=tokenizer, tokenizer_training=tokenizer_training)
+        self.num_tokens = self.count_tokens(image_size=image_size, tokenizer=tokenizer)
+        self.tokenizer = VAE(rngs, **tokenizer)
+        self.side = image_size // self.tokenizer.downsample  # of the latents
         self.sample_latents = sample_latents
         net = dict(latent_channels=tokenizer["latent_channels"], time_dim=embed_dim, **unet)
         self.encoder = FlowEncoder(rngs, **net)
@@ -113,13 +95,22 @@ class FlowNets(FlowTokenizerNets):
         self.alignment = Alignment(rngs, embed_dim, alignment["feature_dim"]) if alignment["layer"] else None
         self.tap_layer = alignment["layer"] or None
 
+    @staticmethod
+    def count_tokens(*, image_size, tokenizer, **settings):
+        """The time token, and one token per 2 x 2 latents."""
+        pixels = 2 ** len(tokenizer["widths"])  # per side of a token
+        if image_size % pixels:
+            raise UserError(f"config.model.generation.image_size is {image_size}: it must be a multiple of {pixels}.")
+        return 1 + (image_size // pixels) ** 2
+
 
 class FlowPath(GenerationPath):
     """Targets are velocities; the loss is their mean squared error, plus the alignment's cosine (section 3.3)."""
 
-    Nets, TokenizerNets, Guidance = FlowNets, FlowTokenizerNets, FlowGuidance
-    read_shift, prefix_tokens, attend_to_dropped_prompt = 0, (), False
-    training_only = ("alignment",)
+    Nets, Tokenizer, Guidance = FlowNets, VAE, FlowGuidance
+    read_shift = 0
+    prefix_tokens = ()
+    attend_to_dropped_prompt = False
 
     @property
     def tap_layer(self):
@@ -128,7 +119,7 @@ class FlowPath(GenerationPath):
 
     @staticmethod
     def flops(settings, *, embed_dim, encoder, trains):
-        """Autoencoder, ConvNeXt nets, linear maps, alignment; in the tokenizer's own stage the autoencoder alone."""
+        """Autoencoder, ConvNeXt nets, linear maps, alignment; in the tokenizer's own stage the autoencoder only."""
         size, vae = settings["image_size"], settings["tokenizer"]
         encode, decode = flops.autoencoder(
             size=size, stem=vae["widths"][0], widths=vae["widths"], num_res_blocks=vae["num_res_blocks"], attend=False,
@@ -138,7 +129,7 @@ class FlowPath(GenerationPath):
             share = ((settings["tokenizer_training"]["crop"] or size) / size) ** 2
             return {"tokenizer": flops.TRAINED * share * (encode + decode)}
         dim, blocks = settings["unet"]["dim"], settings["unet"]["num_blocks"]
-        tokens = (size // 2 ** len(vae["widths"])) ** 2
+        tokens = FlowNets.count_tokens(**settings) - 1
         block = lambda c: tokens * 2 * c * (49 + 8 * c) + 2 * embed_dim * 2 * c
         heads = blocks * block(2 * dim) + tokens * 2 * dim * (embed_dim + 8 * vae["latent_channels"])
         adaptors = blocks * block(dim) + tokens * 2 * dim * (embed_dim + 4 * vae["latent_channels"])
@@ -150,109 +141,77 @@ class FlowPath(GenerationPath):
             parts["encoder"] = flops.FORWARD * encoder
         return parts
 
-    def prepare(self, pictures, keys, *, look):
-        """Draws a time (logit-normal) and noise for every picture, and moves it there."""
+    def prepare(self, images, keys, *, encode):
+        """Draws a time (logit-normal) and noise for every image, and moves it there."""
         time_key, noise_key, latent_key = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
-        latents = self.latents(pictures, latent_key)
+        latents = self.latents(images, latent_key)
         time = jax.nn.sigmoid(jax.vmap(jax.random.normal)(time_key))
         noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:]))(noise_key)
-        reference = None if self.nets.alignment is None else look(pictures.images)
+        reference = None if self.nets.alignment is None else encode(images.pixels)
         return noised(latents, noise, time, reference)
 
-    def cache(self, pictures):
-        """The posterior's mean, scaled, which stands beside the picture."""
-        mean, _ = self.nets.tokenizer.encode(to_float(pictures, jnp.float32))
-        return {"latents": rearrange(mean * self.nets.tokenizer.scale[...], "m h w c -> m c h w")}
-
-    def latents(self, pictures, keys):
+    def latents(self, images, keys):
         """Scaled latents, float32[M, h, w, c], from a cache or from pixels; no gradient flows back."""
         vae, side = self.nets.tokenizer, self.nets.side
-        if pictures.latents is not None:
-            if pictures.latents.shape[1:] != (shape := (vae.channels, side, side)):
-                raise UserError(f"Cached latents are {pictures.latents.shape[1:]}, the model draws {shape}; make them anew.")
-            return rearrange(pictures.latents, "m c h w -> m h w c").astype(jnp.float32)
-        read = lambda images: vae.encode(to_float(images, jnp.float32))
-        latents, logvar = map_in_chunks(read, pictures.images)
+        if images.latents is not None:
+            if images.latents.shape[1:] != (shape := (vae.channels, side, side)):
+                raise UserError(f"Cached latents are {images.latents.shape[1:]}, the model generates {shape}; cache them again.")
+            return rearrange(images.latents, "m c h w -> m h w c").astype(jnp.float32)
+        latents, logvar = vae.posterior(images.pixels)
         if self.nets.sample_latents:
             noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:]))(keys)
             latents = latents + jnp.exp(logvar / 2) * noise
         return jax.lax.stop_gradient(latents * vae.scale[...])
 
     def embed(self, noised):
-        """The time token and the T latent tokens; the encoder's output and the time's embedding are kept."""
-        skip, time = self.nets.encoder(noised.state.astype(self.dtype), noised.time)
-        tokens = self.nets.encoder_adaptor(rearrange(skip, "m h w c -> m (h w) c"))
-        return jnp.concatenate([time[:, None], tokens], axis=1), (skip, time)
+        """The time token and the T latent tokens; the skip is the encoder's output and the time's embedding."""
+        features, time = self.nets.encoder(noised.state.astype(self.dtype), noised.time)
+        tokens = self.nets.encoder_adaptor(rearrange(features, "m h w c -> m (h w) c"))
+        return jnp.concatenate([time[:, None], tokens], axis=1), (features, time)
 
-    def velocity(self, hidden, kept):
-        """States float[M, 1 + T, D] and what `embed` kept -> float32[M, h, w, c]; the time token's state is not read."""
-        skip, time = kept
+    def velocity(self, hidden, skip):
+        """States float[M, 1 + T, D] and `embed`'s skip -> float32[M, h, w, c]; the time token's state is not read."""
+        features, time = skip
         x = self.nets.decoder_adaptor(self.nets.decoder_norm(hidden[:, 1:]))
-        return self.nets.decoder(rearrange(x, "m (h w) c -> m h w c", h=skip.shape[1]), skip, time).astype(jnp.float32)
+        return self.nets.decoder(rearrange(x, "m (h w) c -> m h w c", h=features.shape[1]), features, time).astype(jnp.float32)
 
-    def loss(self, hidden, tapped, noised, kept):
+    def loss(self, hidden, tapped, noised, skip):
         """Mean squared error of the velocity, and 1:1 with it the negative cosine of the alignment."""
-        error = jnp.mean((self.velocity(hidden, kept) - noised.velocity) ** 2, axis=(1, 2, 3))
+        error = jnp.mean((self.velocity(hidden, skip) - noised.velocity) ** 2, axis=(1, 2, 3))
         if self.nets.alignment is None:
             return error, {"gen_velocity": error}
         ours = self.nets.alignment(tapped[:, 1:]).astype(jnp.float32)
         theirs = noised.reference.astype(jnp.float32)
         if ours.shape != theirs.shape:
             raise UserError(
-                f"Alignment compares {ours.shape[1]} tokens of {ours.shape[2]} numbers of a picture to draw with "
-                f"{theirs.shape[1]} features of {theirs.shape[2]}; change the sizes of config.model, or leave it out with "
+                f"Alignment compares {ours.shape[1]} tokens of width {ours.shape[2]} of an image to generate with "
+                f"{theirs.shape[1]} features of width {theirs.shape[2]}; change the sizes of config.model, or switch it off with "
                 "--config.model.generation.alignment.layer=0."
             )
         cosine = optax.losses.cosine_similarity(ours, theirs, epsilon=1e-8).mean(axis=-1)
         return error - cosine, {"gen_velocity": error, "gen_alignment": cosine}
 
     def sample(self, step, hidden, cache, *, keys, guidance):
-        """Euler steps from noise; every one goes on from the prompts' cache, which stays as it is."""
+        """Euler steps from noise; every one starts from the prompts' cache, which does not change."""
         shape = (self.nets.side, self.nets.side, self.nets.tokenizer.channels)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
-        latents, _ = self.integrate(step, cache, noise, rows=len(hidden) // len(keys), guidance=guidance)
+        latents, _ = self.integrate(step, cache, noise, branches=len(hidden) // len(keys), guidance=guidance)
         return self.nets.tokenizer.decode(latents / self.nets.tokenizer.scale[...]), latents
 
-    def integrate(self, step, cache, noise, *, rows, guidance):
+    def integrate(self, step, cache, noise, *, branches, guidance):
         """z += v / steps at t = 0, 1 / steps, ... from noise float32[B, h, w, c] to the latents; and every v."""
 
         def euler(state, number):
-            time = jnp.broadcast_to(number / guidance.steps, (rows * len(state),)).astype(jnp.float32)
-            embedded, kept = self.embed(Noised(time, jnp.repeat(state, rows, axis=0), None, None))
+            time = jnp.broadcast_to(number / guidance.steps, (branches * len(state),)).astype(jnp.float32)
+            embedded, skip = self.embed(Noised(time, jnp.repeat(state, branches, axis=0), None, None))
             hidden, _ = step(embedded, cache)
-            velocity = guide(self.velocity(hidden, kept), guidance)
+            velocity = guide(self.velocity(hidden, skip), guidance)
             return state + velocity / guidance.steps, velocity
 
         return jax.lax.scan(euler, noise, jnp.arange(guidance.steps))
 
-    def reconstruct(self, pictures):
-        """Through the autoencoder and back: uint8[M, h, w, 3] -> float[M, h, w, 3], the ceiling of every drawing."""
-        vae = self.nets.tokenizer
-        return vae.decode(vae.encode(to_float(pictures, jnp.float32))[0])
-
-    def tokenizer_loss(self, pictures, keys, used):
-        """Reconstruction from a sampled latent, and the posterior's divergence from N(0, 1), a mean over latents."""
-        w, vae = self.nets.training, self.nets.tokenizer
-        pixels = to_float(pictures, jnp.float32)
-        crop_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        if w["crop"]:
-            pixels = jax.vmap(lambda p, k: busy_crop(p, k, side=w["crop"]))(pixels, crop_keys)
-        mean, logvar = vae.encode(pixels)
-        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys)
-        out = vae.decode(mean + jnp.exp(logvar / 2) * noise)
-        average = lambda x: jnp.mean(x, axis=(1, 2, 3))
-        squared, absolute = average((out - pixels) ** 2), average(jnp.abs(out - pixels))
-        divergence = 0.5 * average(mean**2 + jnp.exp(logvar) - 1 - logvar)
-        loss = w["squared"] * squared + w["absolute"] * absolute + w["divergence"] * divergence
-        return loss, dict(squared_error=squared, divergence=divergence, latent_size=average(mean**2) ** 0.5)
-
-    def settle(self, pictures, used):
-        """`scale` becomes 1 / the standard deviation of the latents of these pictures."""
-        mean, _ = self.nets.tokenizer.encode(to_float(pictures, jnp.float32))
-        return {"tokenizer/scale": 1 / jnp.std(mean, where=used[:, None, None, None])}
-
 
 def noised(latents, noise, time, reference=None):
-    """Pictures at their times: float32[M, h, w, c] twice and float32[M] -> Noised."""
+    """Images at their times: float32[M, h, w, c] twice and float32[M] -> Noised."""
     t = time[:, None, None, None]
     return Noised(time, t * latents + (1 - t) * noise, latents - noise, reference)

@@ -1,7 +1,7 @@
-"""Drawing code by code: Janus and Janus-Pro's autoregressive path over the VQ-16 tokenizer.
+"""Autoregressive image generation, code by code: Janus and Janus-Pro's path over the VQ-16 tokenizer.
 
-The state at the begin-of-image token predicts the first code, every code's state the next; the last one predicts
-nothing. Code embeddings are a table of their own, started from the L2-normalised codebook, then trained.
+The state at the begin-of-image token predicts the first code, every code's state predicts the next, and the last one
+predicts nothing. Code embeddings are a separate table, initialised from the L2-normalised codebook and then trained.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,13 @@ import optax
 from flax import nnx
 
 from janus_jax import flops
-from janus_jax.generation.base import GenerationPath, busy_crop, guide, to_float
+from janus_jax.generation.base import GenerationNets, GenerationPath, guide
 from janus_jax.layers.linear import Mlp, param
-from janus_jax.tokenizers.chunks import map_in_chunks
 from janus_jax.tokenizers.vq16 import VQTokenizer, normalize
 
 
 class VQGuidance(NamedTuple):
-    """How to sample: l = u + scale (c - u), then softmax(l / temperature) over the top k / top p; None is off."""
+    """Sampling settings: l = u + scale (c - u), then softmax(l / temperature) over the top k / top p; None is off."""
 
     scale: float = 5.0
     temperature: float = 1.0
@@ -27,138 +26,106 @@ class VQGuidance(NamedTuple):
     top_p: float | None = None
 
 
-class VQTokenizerNets(nnx.Module):
-    """The tokenizer alone: what a recipe's tokenizer stage trains."""
+class VQNets(GenerationNets):
+    """Tokenizer, code embedding, adaptor (code vector -> D) and image head (D -> codes)."""
 
-    def __init__(self, rngs, *, image_size, tokenizer, tokenizer_training=None):
-        """Builds the net.
+    def __init__(self, rngs, *, embed_dim, image_size, tokenizer, tokenizer_training=None):
+        """Builds the nets.
 
         Args:
-          rngs: where fresh parameters come from.
-          image_size: pixels a side of the pictures to draw.
+          rngs: source of fresh parameters.
+          embed_dim: D of the LLM.
+          image_size: pixels per side of the images to generate.
           tokenizer: keyword arguments of `VQTokenizer`.
-          tokenizer_training: weights `squared`, `absolute` (reconstruction), `commitment`, `revival` (pulls codes
-            that no picture of the batch uses towards the batch's vectors), and `crop`, the side of the crops that
-            training sees, 0 for whole pictures.
+          tokenizer_training: read by the tokenizer's own stage only.
         """
-        self.num_tokens = (image_size // 2 ** (len(tokenizer["channel_mult"]) - 1)) ** 2
-        self.training = tokenizer_training
+        self.num_tokens = self.count_tokens(image_size=image_size, tokenizer=tokenizer)
         self.tokenizer = VQTokenizer(rngs, **tokenizer)
-
-
-class VQNets(VQTokenizerNets):
-    """Tokenizer, code embedding, adaptor (code vector -> D) and picture head (D -> codes)."""
-
-    def __init__(self, rngs, *, embed_dim, tokenizer, **settings):
-        """`embed_dim` is D of the LLM; the rest goes to `VQTokenizerNets`."""
-        super().__init__(rngs, tokenizer=tokenizer, **settings)
         codes, dim = tokenizer["codebook_size"], tokenizer["codebook_dim"]
         self.embed = param(rngs, (codes, dim), ("codes", "code_dim"), nnx.initializers.normal(dim**-0.5))
         self.adaptor = Mlp(rngs, dim, embed_dim, embed_dim, axes=("code_dim", "embed_out", "embed"))
         self.head = Mlp(rngs, embed_dim, embed_dim, codes, axes=("embed_out", "embed", "vocab"))
 
+    @staticmethod
+    def count_tokens(*, image_size, tokenizer, **settings):
+        """One token per cell of the tokenizer's feature map."""
+        return (image_size // 2 ** (len(tokenizer["channel_mult"]) - 1)) ** 2
+
+    @staticmethod
+    def initial_values(params):
+        """`embed` starts from the L2-normalised codebook (Janus-Pro's released table has cosine 0.99 to it)."""
+        return {"embed": normalize(params["tokenizer/codebook"])}
+
 
 class VQPath(GenerationPath):
     """Targets are code ids int32[M, T]; the loss is their cross-entropy."""
 
-    Nets, TokenizerNets, Guidance = VQNets, VQTokenizerNets, VQGuidance
-    read_shift, prefix_tokens, attend_to_dropped_prompt = -1, ("boi",), True
-
-    @staticmethod
-    def start_from_tokenizer(params):
-        """`embed` starts from the L2-normalised codebook (Janus-Pro's released table lies at cosine 0.99 to it)."""
-        return {"embed": normalize(params["tokenizer/codebook"])}
+    Nets, Tokenizer, Guidance = VQNets, VQTokenizer, VQGuidance
+    read_shift = -1
+    prefix_tokens = ("boi",)
+    attend_to_dropped_prompt = True
 
     @staticmethod
     def flops(settings, *, embed_dim, encoder, trains):
-        """The tokenizer's encoder, adaptor and head; in the tokenizer's own stage all of it, on crops where asked."""
+        """The tokenizer's encoder, adaptor and head; in the tokenizer's own stage all of it, on the crops it sees."""
         size, vq = settings["image_size"], settings["tokenizer"]
         encode, decode = flops.vq_tokenizer(size=size, **vq)
         if trains("generation/tokenizer"):
             share = ((settings["tokenizer_training"]["crop"] or size) / size) ** 2
             return {"tokenizer": flops.TRAINED * share * (encode + decode)}
-        codes = (size // 2 ** (len(vq["channel_mult"]) - 1)) ** 2
+        codes = VQNets.count_tokens(**settings)
         return {
             "tokenizer": flops.FORWARD * encode,
             "adaptors": flops.TRAINED * codes * 2 * embed_dim * (vq["codebook_dim"] + embed_dim),
             "heads": flops.TRAINED * codes * 2 * embed_dim * (embed_dim + vq["codebook_size"]),
         }
 
-    def prepare(self, pictures, keys, *, look):
+    def prepare(self, images, keys, *, encode):
         """Ids int32[M, T], from a cache or from pixels; the tokenizer runs in fp32, since bf16 changes ids."""
-        return self.encode(pictures.images) if pictures.codes is None else pictures.codes
-
-    def encode(self, images):
-        """uint8[M, h, w, 3] -> ids int32[M, T]."""
-        tokenizer = self.nets.tokenizer
-        read = lambda images: tokenizer.nearest(tokenizer.encode(to_float(images, jnp.float32)))
-        return jax.lax.stop_gradient(map_in_chunks(read, images))
-
-    def cache(self, pictures):
-        """Codes, which stand instead of the picture."""
-        return {"codes": self.encode(pictures)}
+        return self.nets.tokenizer.codes(images.pixels) if images.codes is None else images.codes
 
     def embed(self, codes):
-        """ids int32[M, T] -> float[M, T, D]; nothing is kept."""
+        """ids int32[M, T] -> float[M, T, D]; no skip."""
         return self.nets.adaptor(self.nets.embed.astype(self.dtype)[codes]), None
 
-    def loss(self, hidden, tapped, codes, kept):
-        """Cross-entropy summed over a picture's codes, and the share of codes that were the likeliest."""
+    def loss(self, hidden, tapped, codes, skip):
+        """Cross-entropy summed over an image's codes, and the share of codes that were the most likely."""
         logits = self.nets.head(hidden).astype(jnp.float32)  # [M, T, V]
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, codes)
         hits = (jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32)
         return losses.sum(axis=-1), {"gen_accuracy": hits.mean(axis=-1)}
 
-    def combine(self, *, text_sum, text_count, picture_sum, picture_count):
+    def combine(self, *, text_sum, text_count, image_sum, image_count):
         """One cross-entropy: the mean over all text and code targets alike (Janus, section 3.2)."""
-        targets = text_count + picture_count * self.num_tokens
-        return (text_sum + picture_sum) / jnp.maximum(targets, 1)
+        targets = text_count + image_count * self.num_tokens
+        return (text_sum + image_sum) / jnp.maximum(targets, 1)
 
-    def per_picture(self, picture_sum, picture_count):
-        """The figure that is logged as `loss_gen`: mean over codes."""
-        return picture_sum / jnp.maximum(picture_count * self.num_tokens, 1)
+    def per_image(self, image_sum, image_count):
+        """The value logged as `loss_gen`: mean over codes."""
+        return image_sum / jnp.maximum(image_count * self.num_tokens, 1)
 
     def sample(self, step, hidden, cache, *, keys, guidance):
         """One scan over T codes; the last id is not fed back."""
-        rows = len(hidden) // len(keys)
+        branches = len(hidden) // len(keys)
 
-        def draw(hidden, place):
+        def choose_code(hidden, position):
             logits = guide(self.nets.head(hidden).astype(jnp.float32), guidance)
-            return choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, place), guidance)
+            return choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, position), guidance)
 
-        def body(carry, place):
+        def body(carry, position):
             hidden, cache = carry
-            ids = draw(hidden, place)
-            embedded, _ = self.embed(jnp.repeat(ids, rows)[:, None])
+            ids = choose_code(hidden, position)
+            embedded, _ = self.embed(jnp.repeat(ids, branches)[:, None])
             hidden, cache = step(embedded, cache)
             return (hidden[:, 0], cache), ids
 
         (hidden, _), ids = jax.lax.scan(body, (hidden, cache), jnp.arange(self.num_tokens - 1))
-        ids = jnp.concatenate([ids, draw(hidden, self.num_tokens - 1)[None]]).T  # [B, T]
+        ids = jnp.concatenate([ids, choose_code(hidden, self.num_tokens - 1)[None]]).T  # [B, T]
         return self.nets.tokenizer.decode(ids), ids
-
-    def reconstruct(self, pictures):
-        """Through the tokenizer and back: uint8[M, h, w, 3] -> float[M, h, w, 3], the ceiling of every drawing."""
-        return self.nets.tokenizer.decode(self.encode(pictures))
-
-    def tokenizer_loss(self, pictures, keys, used):
-        """Reconstruction + codebook + commitment (VQ-VAE), and `revival` of unused codes."""
-        w, tokenizer = self.nets.training, self.nets.tokenizer
-        pixels = to_float(pictures, jnp.float32)
-        if w["crop"]:
-            pixels = jax.vmap(lambda p, k: busy_crop(p, k, side=w["crop"]))(pixels, keys)
-        out, codes, codebook, commitment, revival = tokenizer.reconstruct(pixels, used)
-        squared = jnp.mean((out - pixels) ** 2, axis=(1, 2, 3))
-        absolute = jnp.mean(jnp.abs(out - pixels), axis=(1, 2, 3))
-        loss = w["squared"] * squared + w["absolute"] * absolute + codebook + w["commitment"] * commitment
-        size = tokenizer.codebook.shape[0]
-        hit = jnp.zeros(size).at[jnp.where(used[:, None], codes, size).reshape(-1)].set(1.0, mode="drop").mean()
-        metrics = dict(squared_error=squared, commitment=commitment, codes_used=jnp.full_like(squared, hit))
-        return loss + w["revival"] * revival, metrics
 
 
 def choose(logits, keys, guidance):
-    """Draws one id a row: float32[B, V] logits, key[B] -> int32[B]. Temperature 0 is greedy."""
+    """Samples one id per row: float32[B, V] logits, key[B] -> int32[B]. Temperature 0 is greedy."""
     if guidance.temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / guidance.temperature

@@ -4,6 +4,8 @@ A `ModelSpec` describes a module without holding arrays. Whatever runs under a J
 it back into the module inside.
 """
 
+import functools
+
 import jax
 from flax import nnx, traverse_util
 
@@ -27,8 +29,13 @@ class ModelSpec:
         axes = nnx.to_pure_dict(nnx.map_state(lambda _, v: _Axes(v.get_metadata("axes")), self.state))
         self.axes = {path: a.names for path, a in _flat(axes).items()}
 
-    def fresh(self, key):
-        """Freshly initialised parameters, {path: array}; jit it with the shardings wanted."""
+    @functools.cached_property
+    def module(self):
+        """The module with shapes in place of arrays, to ask for its sizes."""
+        return self.merge(self.abstract)
+
+    def init(self, key):
+        """Freshly initialised parameters, {path: array}; jit it with the shardings you want."""
         return _flat(nnx.to_pure_dict(nnx.split(self.build(Rngs(key)))[1]))
 
     def merge(self, params):

@@ -1,32 +1,36 @@
-"""SDXL's variational autoencoder: pictures to Gaussian latents, 8x down, and back (diffusers' AutoencoderKL)."""
+"""SDXL's variational autoencoder: images to Gaussian latents, 8x down, and back (diffusers' AutoencoderKL)."""
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from einops import rearrange
 
 from janus_jax.layers.conv import Conv
 from janus_jax.layers.linear import ones, param
+from janus_jax.layers.pixels import to_float
 from janus_jax.tokenizers.autoencoder import Decoder, Encoder
+from janus_jax.tokenizers.base import ImageTokenizer, reconstruction_errors
+from janus_jax.tokenizers.chunks import map_in_chunks
 
 
-class VAE(nnx.Module):
+class VAE(ImageTokenizer):
     """Encoder, decoder, the 1x1 convolutions around the latents, and their scale, 1 / their standard deviation.
 
-    Moments and latents here are unscaled; SDXL's scale is 0.13025. Products
-    are of the highest precision, also where a device would round them by itself.
+    Moments and latents in `encode` and `decode` are unscaled; SDXL's scale is 0.13025. Products have the highest
+    precision, also on devices that round factors by default.
     """
 
     def __init__(self, rngs, *, widths, num_res_blocks, latent_channels, num_groups=32):
-        """Builds it.
+        """Builds the net.
 
         Args:
-          rngs: where fresh parameters come from.
+          rngs: source of fresh parameters.
           widths: channels of the levels, fine to coarse.
-          num_res_blocks: residual blocks a level of the encoder; the decoder has one more.
+          num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
           latent_channels: c.
           num_groups: of every GroupNorm.
         """
         self.channels = latent_channels
+        self.downsample = 2 ** (len(widths) - 1)
         net = dict(widths=widths, num_res_blocks=num_res_blocks, num_groups=num_groups, attend=False)
         self.encoder = Encoder(rngs, stem=widths[0], z_channels=2 * latent_channels, **net)
         self.decoder = Decoder(rngs, z_channels=latent_channels, **net)
@@ -44,3 +48,36 @@ class VAE(nnx.Module):
     def decode(self, latents):
         """float[M, h/8, w/8, c] -> pixels float[M, h, w, 3], not clipped."""
         return self.decoder(self.post_quant_conv(latents))
+
+    def posterior(self, images):
+        """uint8[M, h, w, 3] -> mean and log variance of the posterior, a few images at a time."""
+        return map_in_chunks(lambda images: self.encode(to_float(images, jnp.float32)), images)
+
+    def cache(self, images):
+        """Scaled posterior means, float32[M, c, h/8, w/8], which accompany the image."""
+        mean, _ = self.encode(to_float(images, jnp.float32))
+        return {"latents": rearrange(mean * self.scale[...], "m h w c -> m c h w")}
+
+    def reconstruct(self, images):
+        """Encodes to the posterior's mean and decodes it: uint8[M, h, w, 3] -> float[M, h, w, 3]."""
+        mean, _ = self.encode(to_float(images, jnp.float32))
+        return self.decode(mean)
+
+    def training_loss(self, pixels, keys, statistics, *, weights):
+        """Reconstruction from a sampled latent, and the posterior's KL divergence from N(0, 1), a mean over latents.
+
+        `weights` has `squared`, `absolute` (reconstruction) and `divergence`.
+        """
+        mean, logvar = self.encode(pixels)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+        output = self.decode(mean + jnp.exp(logvar / 2) * noise)
+        squared, absolute = reconstruction_errors(output, pixels)
+        average = lambda x: jnp.mean(x, axis=(1, 2, 3))
+        divergence = 0.5 * average(mean**2 + jnp.exp(logvar) - 1 - logvar)
+        loss = weights["squared"] * squared + weights["absolute"] * absolute + weights["divergence"] * divergence
+        return loss, dict(squared_error=squared, divergence=divergence, latent_size=average(mean**2) ** 0.5)
+
+    def calibrate(self, images, used):
+        """`scale` becomes 1 / the standard deviation of the latents of these images."""
+        mean, _ = self.encode(to_float(images, jnp.float32))
+        return {"scale": 1 / jnp.std(mean, where=used[:, None, None, None])}

@@ -1,8 +1,10 @@
-"""The VQ-16 picture tokenizer: encoder, quantiser, decoder (LlamaGen; Janus, section 3.1).
+"""The VQ-16 image tokenizer: encoder, quantiser, decoder (LlamaGen; Janus, section 3.1).
 
 Codes are searched on the unit sphere: both the encoder's vectors and the codebook's rows are L2-normalised at every
-use, so rescaling a row changes nothing. Attention stands only at the lowest resolution.
+use, so rescaling a row changes nothing. Attention is used only at the lowest resolution.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,10 @@ from flax import nnx
 
 from janus_jax.layers.conv import Conv
 from janus_jax.layers.linear import param
+from janus_jax.layers.pixels import to_float
 from janus_jax.tokenizers.autoencoder import Decoder, Encoder
+from janus_jax.tokenizers.base import ImageTokenizer, reconstruction_errors
+from janus_jax.tokenizers.chunks import map_in_chunks
 
 
 def normalize(x, eps=1e-12):
@@ -19,10 +24,22 @@ def normalize(x, eps=1e-12):
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), eps)
 
 
-class VQTokenizer(nnx.Module):
-    """Pictures to code ids and back. A fresh codebook is normal; only its directions matter.
+class CodeUsage(NamedTuple):
+    """How the images of a step use the codebook of K codes.
 
-    Products are of the highest precision: fp32 alone would still let TPUs and GPUs round what they multiply, and ids change.
+    Attributes:
+      unused: float32[K], 1 for codes that no image uses.
+      targets: float32[K, C], for every code the nearest of the vectors that are quantised badly.
+    """
+
+    unused: jax.Array
+    targets: jax.Array
+
+
+class VQTokenizer(ImageTokenizer):
+    """Images to code ids and back. A fresh codebook is normal; only its directions matter.
+
+    Products have the highest precision: TPUs and GPUs round the factors of fp32 products by default, which changes ids.
     """
 
     def __init__(
@@ -30,6 +47,7 @@ class VQTokenizer(nnx.Module):
     ):
         widths = [base_channels * m for m in channel_mult]
         net = dict(widths=widths, num_res_blocks=num_res_blocks, z_channels=z_channels, num_groups=num_groups, attend=True)
+        self.downsample = 2 ** (len(widths) - 1)
         self.encoder = Encoder(rngs, stem=base_channels, **net)
         self.decoder = Decoder(rngs, **net)
         self.quant_conv = Conv(rngs, z_channels, codebook_dim, window=1)
@@ -50,38 +68,70 @@ class VQTokenizer(nnx.Module):
 
     @jax.default_matmul_precision("highest")
     def decode(self, codes):
-        """Code ids int32[M, T] of square pictures -> pixels float[M, h, w, 3], not clipped."""
+        """Code ids int32[M, T] of square images -> pixels float[M, h, w, 3], not clipped."""
         side = int(codes.shape[-1] ** 0.5)
         vectors = normalize(self.codebook[...])[codes]
         return self.decoder(self.post_quant_conv(rearrange(vectors, "m (h w) c -> m h w c", h=side)))
 
+    def codes(self, images):
+        """uint8[M, h, w, 3] -> ids int32[M, T]; no gradient flows back."""
+        encode = lambda images: self.nearest(self.encode(to_float(images, jnp.float32)))
+        return jax.lax.stop_gradient(map_in_chunks(encode, images))
+
+    def cache(self, images):
+        """Codes, which replace the image."""
+        return {"codes": self.codes(images)}
+
+    def reconstruct(self, images):
+        """Encodes to codes and decodes them: uint8[M, h, w, 3] -> float[M, h, w, 3]."""
+        return self.decode(self.codes(images))
+
     @jax.default_matmul_precision("highest")
-    def reconstruct(self, pixels, used):
-        """Training pass with straight-through gradients.
+    def batch_statistics(self, pixels, used):
+        """Which codes no image uses, and which vectors could use one: float[M, h, w, 3], bool[M] -> CodeUsage.
+
+        A vector is quantised badly if its squared error is above the mean of the step.
+        """
+        z = normalize(self.encode(pixels))
+        codes = self.nearest(z)
+        book = normalize(self.codebook[...])
+        vectors = z.reshape(-1, z.shape[-1])
+        real = jnp.repeat(used, codes.shape[1])[None]
+        error = jnp.mean((book[codes].reshape(z.shape) - z) ** 2, axis=-1).reshape(1, -1)
+        badly = real & (error > jnp.mean(error, where=real))
+        targets = vectors[jnp.argmax(jnp.where(badly, book @ vectors.T, -jnp.inf), axis=-1)]
+        no_code = len(book)  # out of range, so that the codes of empty slots are dropped
+        used_codes = jnp.where(used[:, None], codes, no_code).reshape(-1)
+        unused = jnp.ones(len(book)).at[used_codes].set(0.0, mode="drop")
+        return jax.lax.stop_gradient(CodeUsage(unused, targets))
+
+    @jax.default_matmul_precision("highest")
+    def quantize_through(self, pixels):
+        """A training pass with straight-through gradients.
 
         Args:
           pixels: float[M, h, w, 3] in [-1, 1].
-          used: bool[M], False for empty slots, which no code is to serve.
 
         Returns:
-          pixels float[M, h, w, 3]; codes int32[M, T]; and three losses float32[M] without their weights: codebook
-          mean (z_q - sg z)^2, commitment mean (sg z_q - z)^2, and revival, the mean squared distance of the codes
-          that no picture used to the nearest vector that is badly met, by more than the mean error (one figure for
-          the batch, under stop-gradient of z).
+          pixels float[M, h, w, 3]; codebook loss mean (z_q - sg z)^2 and commitment loss mean (sg z_q - z)^2, float32[M].
         """
         z = normalize(self.encode(pixels))
-        codes, book = self.nearest(z), normalize(self.codebook[...])
-        z_q = book[codes].reshape(z.shape)
+        z_q = normalize(self.codebook[...])[self.nearest(z)].reshape(z.shape)
         codebook = jnp.mean((z_q - jax.lax.stop_gradient(z)) ** 2, axis=(1, 2, 3))
         commitment = jnp.mean((jax.lax.stop_gradient(z_q) - z) ** 2, axis=(1, 2, 3))
         through = z + jax.lax.stop_gradient(z_q - z)
+        return self.decoder(self.post_quant_conv(through)), codebook, commitment
 
-        vectors = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
-        real = jnp.repeat(used, codes.shape[1])[None]
-        error = jnp.mean((jax.lax.stop_gradient(z_q - z)) ** 2, axis=-1).reshape(1, -1)
-        badly = real & (error > jnp.mean(error, where=real))
-        nearest = vectors[jnp.argmax(jnp.where(badly, book @ vectors.T, -jnp.inf), axis=-1)]
-        unused = jnp.ones(len(book)).at[jnp.where(used[:, None], codes, len(book)).reshape(-1)].set(0.0, mode="drop")
-        revival = jnp.mean(unused * jnp.mean((book - nearest) ** 2, axis=-1))
-        out = self.decoder(self.post_quant_conv(through))
-        return out, codes, codebook, commitment, jnp.broadcast_to(revival, commitment.shape)
+    def training_loss(self, pixels, keys, statistics, *, weights):
+        """Reconstruction, codebook and commitment losses (VQ-VAE), and a pull of unused codes towards bad vectors.
+
+        `weights` has `squared`, `absolute` (reconstruction), `commitment`, and `revival` of the unused codes.
+        """
+        output, codebook, commitment = self.quantize_through(pixels)
+        squared, absolute = reconstruction_errors(output, pixels)
+        book = normalize(self.codebook[...])
+        revival = jnp.mean(statistics.unused * jnp.mean((book - statistics.targets) ** 2, axis=-1))
+        loss = weights["squared"] * squared + weights["absolute"] * absolute + codebook
+        loss = loss + weights["commitment"] * commitment + weights["revival"] * revival
+        codes_used = jnp.full_like(squared, jnp.mean(1 - statistics.unused))
+        return loss, dict(squared_error=squared, commitment=commitment, codes_used=codes_used)

@@ -4,30 +4,31 @@ import jax
 import numpy as np
 
 from janus_jax import distributed, sharding
-from janus_jax.models.janus import count_targets
-from janus_jax.train.metrics import readable
 
 
 class HeldOut:
-    """Measures losses with a stage's parameters as they are; no copy of them is made."""
+    """Measures losses with a stage's parameters as they are; the parameters are not copied."""
 
-    def __init__(self, network, batches, *, mixture, mesh, log):
-        """Takes `assembly.held_out_batches`, without which nothing is measured, the mesh, and a metrics.Log."""
-        self._batches, self._mesh, self._log = batches, mesh, log
+    def __init__(self, stage, batches, *, mixture, log):
+        """Takes a Stage, `recipe.data.held_out_batches` (nothing is measured without batches) and a metrics.Log."""
+        self._mesh, self._batches, self._log = stage.mesh, batches, log
         self._absent = {short for short, share in zip(("und", "text", "gen"), mixture, strict=True) if not share}
+        objective = stage.objective
 
         def measure(params, batch):
             groups, slots = batch.gen_start.shape
             keys = jax.random.split(jax.random.key(0), groups * slots).reshape(groups, slots)
-            loss, metrics = network.merge(params).loss(batch, counts=count_targets(batch), keys=keys)
-            return metrics | {"loss": loss}
+            counts = objective.batch_statistics(params, batch, keys)
+            losses, metrics = objective.loss(params, batch, counts, keys)
+            return metrics | {"loss": sum(losses.values())}
 
-        self._measure = jax.jit(measure, out_shardings=sharding.replicated(mesh))
+        self._measure = jax.jit(measure, out_shardings=sharding.replicated(stage.mesh))
 
     def __call__(self, step, params):
-        """Logs the means over the batches as `held_out/...`, of the kinds of examples that they hold."""
-        measure = lambda batch: readable(jax.device_get(self._measure(params, distributed.put_batch(self._mesh, batch))))
-        found = [measure(batch) for batch in self._batches]
-        if found:
-            names = [name for name in found[0] if not self._absent & set(name.split("_"))]
-            self._log.write(step, {f"held_out/{name}": float(np.mean([f[name] for f in found])) for name in names})
+        """Logs the means over the batches as `held_out/...`, for the tasks that the batches hold."""
+        put = lambda batch: distributed.put_batch(self._mesh, batch)
+        measured = [jax.device_get(self._measure(params, put(batch))) for batch in self._batches]
+        if measured:
+            names = [name for name in measured[0] if not self._absent & set(name.split("_"))]
+            means = {f"held_out/{name}": float(np.mean([m[name] for m in measured])) for name in names}
+            self._log.write(step, means)

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl (one line a step), TensorBoard events, a progress line with ETA."""
+"""What a run reports while it trains: metrics.jsonl (one line per step), TensorBoard events, a progress bar with ETA."""
 
 import json
 import re
@@ -7,41 +7,113 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from rich import progress
 
-from janus_jax import distributed
+from janus_jax import distributed, hardware
+from janus_jax.data.pipeline import COUNTS, statistics
 from janus_jax.errors import UserError
 
 
-def readable(metrics):
-    """A step's raw metrics as the log shows them: sums and counts by task become means, arrays plain numbers."""
-    values = {k: v.item() for k, v in metrics.items()}
-    for task, short in (("understanding", "und"), ("text", "text")):
-        if f"{task}_count" in values:
-            count = max(values.pop(f"{task}_count"), 1.0)
-            values[f"loss_{short}"] = values.pop(f"{task}_sum") / count
-            values[f"{short}_accuracy"] = values.pop(f"{task}_hits") / count
-    return values
+class Reporter:
+    """Reads a step's metrics after the next step has been dispatched, logs them, and stops a run that diverges."""
+
+    def __init__(self, stage, state, first_step, log):
+        """Sets it up.
+
+        Args:
+          stage: Stage.
+          state: TrainState that the loop starts from.
+          first_step: steps of the recipe before this stage.
+          log: Log.
+        """
+        done = int(state.step)
+        self._stage, self._first_step, self._log = stage, first_step, log
+        self._peak_flops = hardware.peak_flops()
+        self._progress = Progress(f"stage {stage.name}", done=done, total=stage.last_step)
+        self._number, self._pending = done, None
+        self._last_checkpoint = self.global_step
+        self._clock = time.perf_counter()
+
+    @property
+    def global_step(self):
+        """Steps of the recipe that have been dispatched."""
+        return self._first_step + self._number
+
+    def add(self, number, packed, metrics):
+        """Takes the metrics of a step of the stage, and reports those of the step before.
+
+        Args:
+          number: of the step in the stage, from 1.
+          packed: Packed, this host's data of the step.
+          metrics: {name: scalar on the device}.
+
+        Raises:
+          UserError: when too many steps in a row were not finite.
+        """
+        self._number = number
+        counts = distributed.sum_over_hosts(self._stage.mesh, {name: packed.stats[name] for name in COUNTS})
+        self.flush()
+        self._pending = (number, packed, counts, metrics)
+
+    def flush(self):
+        """Reports the last step that was added, waiting for its metrics."""
+        if self._pending:
+            self._report(*self._pending)
+            self._pending = None
+
+    def checkpointed(self):
+        """Notes that everything up to the last step is saved; the time that took does not count as a step's."""
+        self._last_checkpoint = self.global_step
+        self._clock = time.perf_counter()
+
+    def close(self):
+        """Closes the progress bar."""
+        self._progress.close()
+
+    def _report(self, number, packed, counts, metrics):
+        stage, step = self._stage, self._first_step + number
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        counts = {name: np.asarray(count).tolist() for name, count in counts.items()}
+        stats = packed.stats | statistics(counts)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        useful_flops = sum(stage.flops(stats).values())
+        skipped = values.pop("skipped")
+        values |= {name: stats[name] for name in ("token_fill", "slot_fill", "ratio")}
+        values |= {f"epochs/{name}": round(share, 4) for name, share in stats["epochs"].items()}
+        values |= {
+            "tokens_per_second": stats["tokens"] / seconds,
+            "mfu": useful_flops / seconds / self._peak_flops,
+            "seconds": seconds,
+        }
+        if number % stage.config["log_every"] == 0 or number == stage.last_step:
+            self._log.write(step, {"stage": stage.name, **values})
+        self._progress.update(number, f"loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s")
+        if skipped >= stage.config["max_skipped_steps"]:
+            raise UserError(
+                f"Loss or gradient was not finite in {skipped} steps in a row, the last one {step}, with records "
+                f"{packed.record_ids[:8]}; the last good checkpoint is step {self._last_checkpoint}. Lower "
+                f"config.stages.{stage.name}.lr or look at these records."
+            )
 
 
 class Log:
-    """The log of a run. Lines of steps after the one that is resumed from are dropped, so each step has one line."""
+    """The log of a run. Lines of steps after the one that training resumes from are dropped, so each step has one line."""
 
     def __init__(self, workdir, *, resumed_step):
         self._file = self._events = None
         if not distributed.is_primary():
             return
         self._path = Path(workdir) / "metrics.jsonl"
-        kept = []
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed_step]
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed_step]
         partial = self._path.with_suffix(".tmp")
-        partial.write_text("".join(kept))
+        partial.write_text("".join(lines))
         partial.replace(self._path)
         self._file = self._path.open("a", buffering=1)
-        import tensorboardX  # here: where PyTorch is installed it imports that too, which takes seconds
+        import tensorboardX  # here: it imports PyTorch where that is installed, which takes seconds
 
         self._events = tensorboardX.SummaryWriter(str(workdir))
 
@@ -54,8 +126,8 @@ class Log:
             if isinstance(value, (int, float)):
                 self._events.add_scalar(name, value, step)
 
-    def picture(self, step, name, image):
-        """Shows a picture, uint8[h, w, 3], in TensorBoard."""
+    def image(self, step, name, image):
+        """Shows an image, uint8[h, w, 3], in TensorBoard."""
         self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self):
@@ -69,43 +141,43 @@ class Profile:
     """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to read it."""
 
     def __init__(self, steps, folder):
-        """`steps` is like '10:13', the 10th to the 12th step of every stage, or empty.
+        """`steps` is empty, or '10:13' for the steps 10, 11 and 12 of every stage.
 
         Raises:
           UserError: for anything else.
         """
-        found = re.fullmatch(r"(\d+):(\d+)", steps)
-        if steps and not (found and 0 < int(found[1]) < int(found[2])):
+        match = re.fullmatch(r"(\d+):(\d+)", steps)
+        if steps and not (match and 0 < int(match[1]) < int(match[2])):
             raise UserError(f"config.profile_steps is {steps!r}; write 10:13 for the steps 10, 11 and 12.")
-        self._steps = range(int(found[1]), int(found[2])) if steps else range(0)
+        self._steps = range(int(match[1]), int(match[2])) if steps else range(0)
         self._folder, self._tracing, self._first = str(folder), False, None
 
     def before(self, step):
-        """Begins the trace at the first of its steps, or where a run goes on among them."""
+        """Starts the trace at the first of its steps, or at a later one where a run resumes among them."""
         if step in self._steps and not self._tracing and distributed.is_primary():
             self._first = step
             jax.profiler.start_trace(self._folder)
             self._tracing = True
 
     def after(self, step, metrics):
-        """Ends it behind the last one, when its metrics are there."""
+        """Ends the trace after the last of its steps, when its metrics have arrived."""
         if self._tracing and step == self._steps.stop - 1:
             jax.block_until_ready(metrics)
             self.close()
 
     def close(self):
-        """Ends a trace that is under way; where a stage had none of its steps, it says so."""
+        """Ends a trace that is still running; warns if the stage had none of its steps."""
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
-            logging.info("Wrote the trace from step %d on: xprof %s", self._first, self._folder)
+            logging.info("Wrote the trace, starting with step %d: xprof %s", self._first, self._folder)
         elif self._steps and self._first is None and distributed.is_primary():
             first, last = self._steps[0], self._steps[-1]
-            logging.warning("No trace was written: none of the steps %d to %d was made in this stage", first, last)
+            logging.warning("No trace was written: this stage did not run any of the steps %d to %d", first, last)
 
 
 class Progress:
-    """A live line in a terminal; in a file, a line every ten seconds."""
+    """A live progress bar in a terminal; in a file, a line every ten seconds."""
 
     def __init__(self, name, *, done, total):
         self._name, self._total = name, total
@@ -119,7 +191,7 @@ class Progress:
             self._bar.start()
 
     def update(self, done, figures):
-        """Shows the number of steps done and a few figures, a short text."""
+        """Shows the number of steps done and a short text."""
         if self._live:
             self._bar.update(self._task, completed=done, figures=figures)
             return
@@ -131,6 +203,6 @@ class Progress:
         logging.info("%s %d/%d  %s  ETA %dm%02ds", self._name, done, self._total, figures, left // 60, left % 60)
 
     def close(self):
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         if self._live:
             self._bar.stop()

@@ -1,0 +1,78 @@
+"""Trains the generation tokenizer alone, for recipes that start without a pretrained one."""
+
+import functools
+
+import jax
+from einops import rearrange
+from flax import nnx
+
+from janus_jax.batch import used_slots
+from janus_jax.errors import UserError
+from janus_jax.generation import generation_path
+from janus_jax.models.functional import ModelSpec
+from janus_jax.objectives.base import MODEL, Objective, mean_over_images
+from janus_jax.tokenizers.base import training_pixels
+
+
+class TokenizerModel(nnx.Module):
+    """The tokenizer under the path it has in the whole model, `generation/tokenizer`."""
+
+    def __init__(self, rngs, *, generation):
+        """`generation` is `config.model.generation`; its `tokenizer_training` holds the loss weights and the crop."""
+        settings = generation.get("tokenizer_training") or {"crop": 0}
+        tokenizer = generation_path(generation["kind"]).Tokenizer(rngs, **generation["tokenizer"])
+        image_size = generation["image_size"]
+        crop = settings["crop"] or image_size
+        if crop % tokenizer.downsample or crop > image_size:
+            raise UserError(
+                f"config.model.generation.tokenizer_training.crop is {crop}: it must be a multiple of "
+                f"{tokenizer.downsample} and at most the image size, {image_size}."
+            )
+        self.crop = settings["crop"]
+        self.weights = {name: weight for name, weight in settings.items() if name != "crop"}
+        self.generation = nnx.Dict({"tokenizer": tokenizer})
+
+    @property
+    def tokenizer(self):
+        """The net that trains."""
+        return self.generation["tokenizer"]
+
+
+class Tokenizer(Objective):
+    """Reconstruction with the regularisers of the tokenizer's own family; only images to generate count."""
+
+    trains_tokenizer = True
+
+    @staticmethod
+    def build_network(model, *, dtype):
+        """The tokenizer alone; it computes in fp32 whatever `dtype` is."""
+        return ModelSpec(functools.partial(TokenizerModel, generation=model["generation"]))
+
+    def batch_statistics(self, params, batch, keys):
+        """Target counts, and what the tokenizer must know of all images of the step."""
+        model = self.network.merge(params)
+        counts = super().batch_statistics(params, batch, keys)
+        pixels, _ = self._inputs(model, batch, keys)
+        return counts, model.tokenizer.batch_statistics(pixels, used_slots(batch).reshape(-1))
+
+    def loss(self, params, batch, counts, keys):
+        """As `Objective.loss`; metric `loss_gen` is the loss, the others are the tokenizer's own."""
+        targets, statistics = counts
+        model = self.network.merge(params)
+        pixels, loss_keys = self._inputs(model, batch, keys)
+        losses, extra = model.tokenizer.training_loss(pixels, loss_keys, statistics, weights=model.weights)
+        mean = functools.partial(mean_over_images, used=used_slots(batch).reshape(-1), count=targets.images)
+        loss = mean(losses)
+        return {MODEL: loss}, {"loss_gen": loss} | {name: mean(values) for name, values in extra.items()}
+
+    def calibrate(self, params, batch):
+        """What the trained tokenizer measures of itself, such as the scale of its latents."""
+        images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
+        measured = self.network.merge(params).tokenizer.calibrate(images, used_slots(batch).reshape(-1))
+        return {f"generation/tokenizer/{path}": value for path, value in measured.items()}
+
+    def _inputs(self, model, batch, keys):
+        """Pixels float32[M, h, w, 3] that training sees, and key[M] for what is random in the loss."""
+        keys = keys.reshape(-1)
+        images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
+        return training_pixels(images, keys, crop=model.crop), jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)

@@ -1,0 +1,92 @@
+"""The contract of an image tokenizer: the net between pixels and what a generation path predicts."""
+
+import abc
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from janus_jax.layers.pixels import to_float
+
+
+class ImageTokenizer(nnx.Module):
+    """Encodes images, decodes what it encoded, and says how it is trained. Always `generation/tokenizer` in the tree.
+
+    Attributes:
+      downsample: pixels per side of one cell of the feature map.
+    """
+
+    downsample: int
+
+    @abc.abstractmethod
+    def cache(self, images):
+        """What records may hold so that training need not run the tokenizer: uint8[M, h, w, 3] -> {field: array[M, ...]}."""
+
+    @abc.abstractmethod
+    def reconstruct(self, images):
+        """Encodes and decodes: uint8[M, h, w, 3] -> float[M, h, w, 3] in [-1, 1], not clipped."""
+
+    def batch_statistics(self, pixels, used):
+        """What the training loss must know of all images of a step, without gradient.
+
+        Args:
+          pixels: float[M, h, w, 3] in [-1, 1], the whole global batch.
+          used: bool[M], False for empty slots.
+
+        Returns:
+          any pytree; empty by default.
+        """
+        return ()
+
+    @abc.abstractmethod
+    def training_loss(self, pixels, keys, statistics, *, weights):
+        """The loss of training the tokenizer alone.
+
+        Args:
+          pixels: float[M, h, w, 3] in [-1, 1].
+          keys: key[M].
+          statistics: of the global batch, from `batch_statistics`.
+          weights: {term: weight}, `config.model.generation.tokenizer_training`.
+
+        Returns:
+          float32[M], {metric: float32[M]}.
+        """
+
+    def calibrate(self, images, used):
+        """What the trained tokenizer measures of itself: uint8[M, h, w, 3], bool[M] -> {path: array}; empty by default."""
+        return {}
+
+
+def reconstruction_errors(output, pixels):
+    """Mean squared and mean absolute error per image, float32[M] each, of two float[M, h, w, 3]."""
+    squared = jnp.mean((output - pixels) ** 2, axis=(1, 2, 3))
+    absolute = jnp.mean(jnp.abs(output - pixels), axis=(1, 2, 3))
+    return squared, absolute
+
+
+def busy_crop(pixels, key, *, side, tries=4):
+    """The square with the most variance among a few random ones, since flat background teaches nothing new.
+
+    Args:
+      pixels: float[h, w, 3].
+      key: draws the squares.
+      side: of the square, in pixels.
+      tries: number of squares drawn.
+
+    Returns:
+      float[side, side, 3].
+    """
+    corners = jax.random.randint(key, (tries, 2), 0, jnp.array([pixels.shape[:2]]) - side + 1)
+    crops = jax.vmap(lambda corner: jax.lax.dynamic_slice(pixels, (*corner, 0), (side, side, 3)))(corners)
+    return crops[jnp.argmax(crops.var(axis=(1, 2, 3)))]
+
+
+def training_pixels(images, keys, *, crop):
+    """Images as tokenizer training sees them: uint8[M, h, w, 3], key[M] -> float32[M, crop or h, crop or w, 3].
+
+    `crop` is the side of one `busy_crop` per image; 0 takes whole images.
+    """
+    pixels = to_float(images, jnp.float32)
+    if not crop:
+        return pixels
+    return jax.vmap(lambda image, key: busy_crop(image, key, side=crop))(pixels, keys)

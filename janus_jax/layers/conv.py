@@ -1,6 +1,6 @@
-"""Convolutional blocks shared by the picture tokenizers (VQ-16, SDXL-VAE). Feature maps are NHWC.
+"""Convolutional blocks shared by the image tokenizers (VQ-16, SDXL-VAE). Feature maps are NHWC.
 
-Layout after LlamaGen's VQ-16: group norm, swish, 3x3 convolution, twice, around a skip connection.
+Residual blocks are laid out as in LlamaGen's VQ-16.
 """
 
 import jax
@@ -35,7 +35,10 @@ class Conv(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two norm-swish-convolution steps around a skip, with a 1x1 shortcut where the width changes."""
+    """Group norm, swish and 3x3 convolution, twice, and a skip connection.
+
+    The skip is a 1x1 convolution where the width changes.
+    """
 
     def __init__(self, rngs, in_dim, out_dim, *, num_groups):
         self.norm_1 = GroupNorm(rngs, in_dim, num_groups=num_groups)
@@ -52,22 +55,26 @@ class ResnetBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Single-head attention over all cells of a feature map, around a skip."""
+    """Single-head attention over all positions of a feature map, with a skip connection."""
 
     def __init__(self, rngs, dim, *, num_groups):
         self.norm = GroupNorm(rngs, dim, num_groups=num_groups)
-        self.query, self.key, self.value, self.out = (Conv(rngs, dim, dim, window=1) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            Conv(rngs, dim, dim, window=1) for _ in range(4)
+        )
 
     def __call__(self, x):
         """float[M, h, w, C] -> float[M, h, w, C]."""
         y = self.norm(x)
-        q, k, v = (rearrange(p(y), "m h w c -> m (h w) 1 c") for p in (self.query, self.key, self.value))
+        q, k, v = (
+            rearrange(p(y), "m h w c -> m (h w) 1 c") for p in (self.query, self.key, self.value)
+        )
         y = rearrange(attention(q, k, v), "m (h w) 1 c -> m h w c", h=x.shape[1])
         return x + self.out(y)
 
 
 class Downsample(nnx.Module):
-    """Halves a feature map: one row and column of zeros at the bottom right, then a strided 3x3 convolution."""
+    """Halves a feature map: zeros are padded at the bottom and right, then a 3x3 convolution."""
 
     def __init__(self, rngs, dim):
         self.conv = Conv(rngs, dim, dim, stride=2, padding=((0, 1), (0, 1)))

@@ -10,8 +10,10 @@ ones = nnx.initializers.ones_init()
 
 
 class Rngs:
-    """Where fresh parameters come from: another key at every call. It counts in Python, where flax's own counts in the
-    trace and building a module takes five times as long.
+    """A source of keys for fresh parameters: a new key at every call.
+
+    It counts in Python; flax's own counts in the trace, and building a module takes five times as
+    long.
     """
 
     def __init__(self, key):
@@ -23,14 +25,14 @@ class Rngs:
 
 
 def param(rngs, shape, axes, init):
-    """One fp32 parameter; `axes` names each dimension for the sharding table and documents the shape."""
+    """One fp32 parameter; `axes` names its dimensions for the sharding table and the reader."""
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length.")
     return nnx.Param(init(rngs(), shape, jnp.float32), axes=axes)
 
 
 def trailing(vector, like):
-    """A parameter of the last axes, in the dtype and rank of the array it meets: broadcasts are never silent."""
+    """A parameter of the last axes of `like` in its dtype and rank: no broadcast is implicit."""
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - vector.ndim) + vector.shape)
 
 
@@ -61,9 +63,10 @@ class SwiGLU(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Linear, exact GELU, linear: SigLIP's feed-forward block, both adaptors and the picture head.
+    """Linear, exact GELU, linear: SigLIP's feed-forward block, both adaptors and the image head.
 
-    The papers' adaptors and picture head are this net (Janus, section 3.1); fresh ones start as `Linear` does.
+    The papers' adaptors and image head are this net (Janus, section 3.1); the initialisation is
+    that of `Linear`.
     """
 
     def __init__(self, rngs, in_dim, hidden_dim, out_dim, *, axes):

@@ -8,7 +8,7 @@ from janus_jax.layers.linear import ones, param, trailing, zeros
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x), cast to the input's dtype, then times the scale (the order of the released LLM)."""
+    """x / rms(x), cast to the input's dtype, then times the scale, as in the released LLM."""
 
     def __init__(self, rngs, dim, *, eps):
         self.eps = eps
@@ -55,8 +55,8 @@ class GroupNorm(nnx.Module):
         return (x32 * gain + (trailing(self.bias, x32) - mean * gain)).astype(x.dtype)
 
     def _over_groups(self, per_channel):
-        """Mean over each group's channels, spread back: float[M, C] -> float[M, 1, 1, C]."""
+        """Replaces channels by the mean of their group: float[M, C] -> float[M, 1, 1, C]."""
         m, c = per_channel.shape
         grouped = per_channel.reshape(m, self.num_groups, c // self.num_groups)
-        spread = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
-        return spread.reshape(m, 1, 1, c)
+        means = jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape)
+        return means.reshape(m, 1, 1, c)

@@ -1,6 +1,6 @@
-"""Causal attention inside packed examples, by the kernel of the device: splash on TPU, Triton on GPU, plain XLA elsewhere.
+"""Attention over packed rows by the kernel of the device: splash on TPU, Triton on GPU, XLA on CPU.
 
-All three agree on real positions; on padding each gives something finite of its own.
+All kernels agree on real positions. On padding each gives a finite value of its own.
 """
 
 import functools
@@ -10,65 +10,125 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from janus_jax import hardware, sharding
+from janus_jax.errors import UserError
 from janus_jax.layers.flash_xla import flash_xla
 
-TILE = 128  # kernels want rows of a multiple of this
-HEADS, KV_HEADS = ("batch", "length", "heads", "head_dim"), ("batch", "length", "kv_heads", "head_dim")
+MASKS = ("causal", "picture_bidirectional")  # what a generation path may state as its `mask`
+TILE = 128  # the Pallas kernels need a row length that is a multiple of this
+XLA_BLOCK = (
+    512  # positions per block of `flash_xla` on a GPU, where a launch costs more than a block
+)
+HEADS = ("batch", "length", "heads", "head_dim")
+KV_HEADS = ("batch", "length", "kv_heads", "head_dim")
+IDS = ("batch", "length")
 
 
-def packed_attention(q, k, v, *, segment_ids):
-    """Every token looks at its own example up to itself.
+def packed_attention(q, k, v, *, segment_ids, image_ids=None):
+    """Every token attends to its own segment up to itself, and with `image_ids` to its image.
 
     Args:
       q: float[B, L, N, H] queries.
       k, v: float[B, L, K, H] keys and values; N is a multiple of K.
-      segment_ids: int32[B, L], 0 is padding.
+      segment_ids: int32[B, L], 1, 2, ... along a row; 0 is padding.
+      image_ids: int32[B, L] or None (the causal mask). 0 outside generated images, and a distinct
+        positive number for each image of a row. The tokens of an image are contiguous, belong to
+        one segment and attend to each other in both directions.
 
     Returns:
       float[B, L, N, H].
     """
     kind = sharding.device_kind()
-    kernel = kernel_of(kind, q.shape[1])
+    ids = (segment_ids,) if image_ids is None else (segment_ids, image_ids)
+    kernel = kernel_of(kind, q.shape[1], "causal" if image_ids is None else "picture_bidirectional")
     if kernel is not flash_xla:
         kernel = functools.partial(kernel, blocks=hardware.find_chip(kind).attention_blocks)
-    spread = sharding.per_device(kernel, inputs=(HEADS, KV_HEADS, KV_HEADS, ("batch", "length")), output=HEADS)
-    return spread(q, k, v, segment_ids)
+    elif image_ids is not None and kind.startswith("NVIDIA"):
+        kernel = functools.partial(kernel, block=XLA_BLOCK)
+    inputs = (HEADS, KV_HEADS, KV_HEADS, *(IDS for _ in ids))
+    return sharding.per_device(kernel, inputs=inputs, output=HEADS)(q, k, v, *ids)
 
 
-def kernel_of(device_kind, length):
-    """The kernel for rows of this length on a device."""
-    if length % TILE:
-        return flash_xla
-    return splash if device_kind.startswith("TPU") else triton if device_kind.startswith("NVIDIA") else flash_xla
+def splash(q, k, v, segment_ids, image_ids=None, *, blocks, interpret=False):
+    """Splash attention (jax.experimental.pallas) for TPU; it skips blocks that are fully masked.
 
-
-def splash(q, k, v, segment_ids, *, blocks, interpret=False):
-    """Splash attention (jax.experimental.pallas): the blocks above the diagonal are never touched."""
+    The causal mask is computed inside the kernel. With `image_ids` every row has a mask of its own,
+    bool[L, L], which the kernel reads.
+    """
     _, length, heads, head_dim = q.shape
     sizes = {name: _dividing(length, size) for name, size in blocks.items()}
     for outer in ("block_kv", "block_kv_dkv"):
         sizes[f"{outer}_compute"] = _dividing(sizes[outer], blocks[f"{outer}_compute"])
-    kernel = splash_attention.make_splash_mha_single_device(
-        splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
+    make = functools.partial(
+        splash_attention.make_splash_mha_single_device,
         block_sizes=splash_attention.BlockSizes(**sizes),
         interpret=interpret,
     )
-    one = lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash_attention.SegmentIds(ids, ids))
+    causal = splash_attention.CausalMask((length, length))
+
+    def row(q, k, v, segment_ids, image_ids=None):
+        if image_ids is None:
+            kernel = make(splash_attention.MultiHeadMask([causal] * heads))
+        else:
+            place = jnp.arange(length)
+            in_image = (image_ids[:, None] == image_ids[None]) & (image_ids > 0)[None]
+            mask = (place[:, None] >= place[None]) | in_image
+            kernel = make(mask[None])  # one mask for all heads
+            # jax 0.10 makes a traced array of this flag, and then branches on it.
+            kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+        return kernel(q, k, v, segment_ids=splash_attention.SegmentIds(segment_ids, segment_ids))
+
     heads_first = lambda x: x.swapaxes(1, 2)
-    out = jax.vmap(one)(heads_first(q * head_dim**-0.5), heads_first(k), heads_first(v), segment_ids)
-    return heads_first(out)
+    ids = (segment_ids,) if image_ids is None else (segment_ids, image_ids)
+    q = q * head_dim**-0.5
+    return heads_first(jax.vmap(row)(heads_first(q), heads_first(k), heads_first(v), *ids))
 
 
-def _dividing(whole, size):
-    """The largest tiles up to `size` of which `whole` is a multiple, itself a multiple of TILE."""
-    return max(tile for tile in range(TILE, min(size, whole) + 1, TILE) if whole % tile == 0)
+def _dividing(total, size):
+    """The largest multiple of TILE up to `size` that divides `total`."""
+    tiles = range(TILE, min(size, total) + 1, TILE)
+    return max(tile for tile in tiles if total % tile == 0)
 
 
 def triton(q, k, v, segment_ids, *, blocks, interpret=False):
-    """Flash attention in Triton (jax.experimental.pallas), which needs as many heads of keys as of queries."""
-    from jax.experimental.pallas.ops.gpu import attention as flash  # here: newer jax warns of it, and only GPUs want it
+    """Causal flash attention in Triton (jax.experimental.pallas), which needs K = N."""
+    # Imported here: newer jax warns about this module, and only GPUs need it.
+    from jax.experimental.pallas.ops.gpu import attention as flash
 
-    groups = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v)) if groups > 1 else (k, v)
-    sizes = flash.BlockSizes(**blocks)
-    return flash.mha(q, k, v, segment_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, block_sizes=sizes, interpret=interpret)
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    return flash.mha(
+        q,
+        k,
+        v,
+        segment_ids,
+        sm_scale=q.shape[-1] ** -0.5,
+        causal=True,
+        block_sizes=flash.BlockSizes(**blocks),
+        interpret=interpret,
+    )
+
+
+KERNELS = {  # (start of the device kind, mask) -> kernel; everything else runs `flash_xla`
+    ("TPU", "causal"): splash,
+    ("TPU", "picture_bidirectional"): splash,
+    ("NVIDIA", "causal"): triton,  # the Triton kernel knows no other mask
+}
+
+
+def kernel_of(device_kind, length, mask="causal"):
+    """The kernel for rows of `length` tokens under a generator's mask on a device.
+
+    Raises:
+      UserError: for an unknown mask.
+    """
+    check_mask(mask)
+    if length % TILE == 0:
+        for (start, of_mask), kernel in KERNELS.items():
+            if device_kind.startswith(start) and mask == of_mask:
+                return kernel
+    return flash_xla
+
+
+def check_mask(mask):
+    """Raises UserError for a mask that attention does not know."""
+    if mask not in MASKS:
+        raise UserError(f"A generation path's `mask` is {mask!r}; known: {list(MASKS)}.")

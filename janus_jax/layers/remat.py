@@ -1,16 +1,16 @@
-"""What a scanned stack of blocks keeps for its backward pass, by name.
+"""Rematerialisation policies: what a scanned stack of blocks stores for its backward pass.
 
-none      everything: the fastest, where memory is plenty
-dots      the products with weights; the rest is computed again
-block     the input of every block alone
-offload   as block, and the inputs wait in the host's memory
+none      everything; the fastest, if memory suffices
+dots      the products with weights; the rest is recomputed
+block     only the input of every block
+offload   as block, with the inputs in host memory
 """
 
 import jax
 
 from janus_jax.errors import UserError
 
-BLOCK_INPUT = "block_input"  # what a block calls its input by `checkpoint_name`
+BLOCK_INPUT = "block_input"  # `checkpoint_name` of a block's input
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "block": jax.checkpoint_policies.nothing_saveable,
@@ -23,13 +23,19 @@ POLICIES = {
 }
 
 
-def known(policy):
-    """The name of a policy, or a UserError for one that the table lacks."""
+def check_policy(policy):
+    """Returns the name of a policy.
+
+    Raises:
+      UserError: for an unknown name.
+    """
     if policy not in ("none", *POLICIES):
         raise UserError(f"A model's `remat` is {policy!r}; known: {['none', *POLICIES]}.")
     return policy
 
 
 def rematerialise(body, policy):
-    """A scan's body under a policy of the table."""
-    return body if policy == "none" else jax.checkpoint(body, prevent_cse=False, policy=POLICIES[policy])
+    """The body of a scan over blocks, rematerialised under a policy of this module."""
+    if policy == "none":
+        return body
+    return jax.checkpoint(body, prevent_cse=False, policy=POLICIES[policy])

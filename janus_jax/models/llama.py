@@ -1,6 +1,7 @@
 """The LLaMA-type LLM: pre-norm blocks of rotary attention and SwiGLU, scanned and rematerialised.
 
-RMSNorm in fp32, rotary positions in half-split layout, separate text head (REFERENCE: the released config).
+RMSNorm in fp32, rotary positions in half-split layout, a text head that is not tied to the
+embedding table, as in the released models.
 """
 
 import functools
@@ -18,7 +19,7 @@ from janus_jax.layers.cross_entropy import text_cross_entropy
 from janus_jax.layers.linear import Linear, Rngs, SwiGLU, param
 from janus_jax.layers.norm import RMSNorm
 from janus_jax.layers.packed_attention import packed_attention
-from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
+from janus_jax.layers.remat import BLOCK_INPUT, check_policy, rematerialise
 
 
 class Block(nnx.Module):
@@ -44,18 +45,19 @@ class Block(nnx.Module):
         Args:
           x: float[B, L, D].
           positions: int32[B, L].
-          attend: (q, k, v) -> heads float[B, L, N, H]; in training a masked attention over the row, in sampling
-            one that reads and extends a cache.
+          attend: (q, k, v) -> heads float[B, L, N, H], cache; in training masked attention over
+            the row and None, in sampling attention that reads a cache and the extended cache.
 
         Returns:
-          float[B, L, D].
+          float[B, L, D], and the cache that `attend` returned.
         """
-        turn = functools.partial(rotate, positions=positions, theta=self.rope_theta)
+        with_positions = functools.partial(rotate, positions=positions, theta=self.rope_theta)
         with jax.named_scope("attention"):
             q, k, v = self.attention.qkv(self.attention_norm(x))
-            x = x + self.attention.merge(attend(turn(q), turn(k), v))
+            heads, cache = attend(with_positions(q), with_positions(k), v)
+            x = x + self.attention.merge(heads)
         with jax.named_scope("mlp"):
-            return x + self.mlp(self.mlp_norm(x))
+            return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Llama(nnx.Module):
@@ -79,7 +81,8 @@ class Llama(nnx.Module):
         remat="block",
     ):
         """`remat` is a policy of `layers.remat`; the rest are the sizes of the released config."""
-        self.remat, self.num_layers = known(remat), num_layers
+        self.remat = check_policy(remat)
+        self.num_layers = num_layers
         block = functools.partial(
             Block,
             embed_dim=embed_dim,
@@ -89,21 +92,26 @@ class Llama(nnx.Module):
             rope_theta=rope_theta,
             norm_eps=norm_eps,
         )
-        self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), nnx.initializers.normal(0.02))
+        normal = nnx.initializers.normal(0.02)
+        self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), normal)
         self.layers = jax.vmap(lambda key: block(Rngs(key)))(jax.random.split(rngs(), num_layers))
         self.norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
         self.head = Linear(rngs, embed_dim, vocab_size, axes=("embed", "vocab"), bias=False)
 
     def embed_tokens(self, tokens, *, dtype):
         """int32[...] -> float[..., D] in `dtype`."""
-        around = (None,) * (tokens.ndim - 1)  # every device looks all ids up in its own columns, then rows go home
-        rows = sharding.constrain(self.embed[sharding.constrain(tokens, "slices", *around)], "slices", *around, "embed")
-        return sharding.constrain(rows.astype(dtype), "batch", *around, "act_embed")
+        # Every device looks up the ids of its whole slice in its own columns of the table; then the
+        # rows are exchanged, which are smaller than the table.
+        other = (None,) * (tokens.ndim - 1)
+        tokens = sharding.constrain(tokens, "slices", *other)
+        rows = sharding.constrain(self.embed[tokens], "slices", *other, "embed")
+        return sharding.constrain(rows.astype(dtype), "batch", *other, "act_embed")
 
     def score_text(self, hidden, *, targets, weights):
-        """`losses.text_cross_entropy` of this head, where every device scores its own groups.
+        """`text_cross_entropy` of this head; every device scores its own pack groups.
 
-        The head travels once, in the dtype of the states, and its gradient adds up in fp32 before it travels back.
+        The head is gathered once, in the dtype of the states, and its gradient is summed in fp32
+        before it is scattered.
 
         Args:
           hidden: float[S, P, D].
@@ -111,51 +119,68 @@ class Llama(nnx.Module):
           weights: float32[S, P].
 
         Returns:
-          losses and hits, float32[S, P].
+          losses, and whether each target is the most likely token; float32[S, P] each.
         """
-
         flat = lambda x: x.reshape(-1, *x.shape[2:])
 
-        def own(hidden, kernel, targets, weights):
-            wide = kernel.astype(jnp.float32)
-            head = lambda states: states @ wide.astype(states.dtype)
-            losses = text_cross_entropy(flat(hidden), head=head, targets=flat(targets), weights=flat(weights))
-            return tuple(loss.reshape(targets.shape) for loss in losses)
+        def score_groups(hidden, kernel, targets, weights):
+            kernel = kernel.astype(jnp.float32)
+            scores = text_cross_entropy(
+                flat(hidden),
+                head=lambda states: states @ kernel.astype(states.dtype),
+                targets=flat(targets),
+                weights=flat(weights),
+            )
+            return tuple(score.reshape(targets.shape) for score in scores)
 
         kernel = sharding.constrain(self.head.kernel.astype(hidden.dtype), "act_embed", "vocab")
-        groups, whole = ("batch", "length"), ("act_embed", "act_embed")
-        inputs = ((*groups, "act_embed"), whole, groups, groups)
-        spread = sharding.per_device(own, inputs=inputs, output=(groups, groups), over="batch")
-        return spread(hidden, jax.lax.optimization_barrier(kernel), targets, weights)
+        kernel = jax.lax.optimization_barrier(kernel)
+        groups = ("batch", "length")
+        replicated = ("act_embed", "act_embed")
+        inputs = ((*groups, "act_embed"), replicated, groups, groups)
+        score = sharding.per_device(
+            score_groups, inputs=inputs, output=(groups, groups), over="batch"
+        )
+        return score(hidden, kernel, targets, weights)
 
-    def __call__(self, x, *, positions, segment_ids, tap=None):
+    def __call__(self, x, *, positions, segment_ids, image_ids=None, tap=None):
         """Hidden states of packed rows after the final norm.
 
         Args:
           x: float[B, L, D] embeddings.
           positions: int32[B, L].
           segment_ids: int32[B, L], 0 is padding.
-          tap: a block, counted from 1, whose output is wanted too.
+          image_ids: int32[B, L] for bidirectional attention inside generated images, or None; see
+            `packed_attention`.
+          tap: number of a block, from 1, whose output is returned too.
 
         Returns:
-          float[B, L, D]; and the output of block `tap`, float[B, L, D] before any final norm, or None.
+          float[B, L, D]; and the output of block `tap`, float[B, L, D] before any norm, or None.
+
+        Raises:
+          UserError: when there is no block `tap`.
         """
         chex.assert_shape([positions, segment_ids], x.shape[:2])
         if tap is not None and not 1 <= tap <= self.num_layers:
             raise UserError(
-                f"The loss asks for the output of block {tap}; config.model.llm.num_layers is {self.num_layers}."
+                f"The loss needs the output of block {tap}; "
+                f"config.model.llm.num_layers is {self.num_layers}."
             )
-        attend = functools.partial(packed_attention, segment_ids=segment_ids)
 
-        def body(carry, numbered):
-            (x, tapped), (number, layer) = carry, numbered
-            x = checkpoint_name(x, BLOCK_INPUT)
-            x = sharding.constrain(layer(x, positions=positions, attend=attend), "batch", "length", "act_embed")
-            tapped = None if tapped is None else jnp.where(number == tap, x, tapped)
+        def attend(q, k, v):
+            return packed_attention(q, k, v, segment_ids=segment_ids, image_ids=image_ids), None
+
+        def body(carry, numbered_layer):
+            x, tapped = carry
+            number, layer = numbered_layer
+            x, _ = layer(checkpoint_name(x, BLOCK_INPUT), positions=positions, attend=attend)
+            x = sharding.constrain(x, "batch", "length", "act_embed")
+            if tap is not None:
+                tapped = jnp.where(number == tap, x, tapped)
             return (x, tapped), None
 
         body = rematerialise(body, self.remat)
-        numbered = (jnp.arange(1, self.num_layers + 1), self.layers)
-        carry = (x, None if tap is None else x)
-        (x, tapped), _ = jax.lax.scan(body, carry, numbered, unroll=self.remat == "none")
+        numbered_layers = (jnp.arange(1, self.num_layers + 1), self.layers)
+        start = (x, None if tap is None else x)
+        (x, tapped), _ = jax.lax.scan(body, start, numbered_layers, unroll=self.remat == "none")
         return self.norm(x), tapped

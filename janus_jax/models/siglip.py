@@ -1,6 +1,7 @@
-"""The SigLIP understanding encoder: a ViT without class token whose every token is a feature (ViT-L/16 at 384 px).
+"""The SigLIP understanding encoder: a ViT whose every patch is a feature (ViT-L/16 at 384 px).
 
-As in Janus: exact (erf) GELU, LayerNorm eps 1e-6, final norm over all tokens, no pooling head.
+As in Janus: no class token, exact (erf) GELU, LayerNorm eps 1e-6, final norm over all tokens, no
+pooling head.
 """
 
 import functools
@@ -15,7 +16,7 @@ from janus_jax import sharding
 from janus_jax.layers.attention import Attention, attention
 from janus_jax.layers.linear import Linear, Mlp, Rngs, param, trailing
 from janus_jax.layers.norm import LayerNorm
-from janus_jax.layers.remat import BLOCK_INPUT, known, rematerialise
+from janus_jax.layers.remat import BLOCK_INPUT, check_policy, rematerialise
 
 
 class EncoderBlock(nnx.Module):
@@ -35,19 +36,50 @@ class EncoderBlock(nnx.Module):
 
 
 class Siglip(nnx.Module):
-    """Pictures to features. Fresh kernels are LeCun normal, position embeddings N(0, 0.02^2)."""
+    """Images to features. Fresh kernels are LeCun normal, position embeddings N(0, 0.02^2).
+
+    It shows the contract of an understanding encoder, which consists of
+
+      image_size: pixels per side of the images it reads;
+      num_tokens(h, w): features of an image of h x w pixels; it reads no parameter, so that
+        `ModelSpec.module`, the module without arrays, answers too;
+      __call__(pixels): float[M, h, w, 3] in [-1, 1] -> float[M, num_tokens(h, w), embed_dim].
+    """
 
     def __init__(
-        self, rngs, *, image_size, patch_size, num_layers, embed_dim, num_heads, mlp_dim, norm_eps=1e-6, remat="block"
+        self,
+        rngs,
+        *,
+        image_size,
+        patch_size,
+        num_layers,
+        embed_dim,
+        num_heads,
+        mlp_dim,
+        norm_eps=1e-6,
+        remat="block",
     ):
-        self.image_size, self.patch_size, self.remat = image_size, patch_size, known(remat)
-        self.num_tokens = (image_size // patch_size) ** 2
-        block = functools.partial(EncoderBlock, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_eps=norm_eps)
+        """`remat` is a policy of `layers.remat`; the rest are the sizes of the released config."""
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.remat = check_policy(remat)
+        block = functools.partial(
+            EncoderBlock,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            norm_eps=norm_eps,
+        )
         self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
+        positions = (self.num_tokens(image_size, image_size), embed_dim)
         normal = nnx.initializers.normal(0.02)
-        self.position = param(rngs, (self.num_tokens, embed_dim), ("position", "embed"), normal)
+        self.position = param(rngs, positions, ("position", "embed"), normal)
         self.layers = jax.vmap(lambda key: block(Rngs(key)))(jax.random.split(rngs(), num_layers))
         self.norm = LayerNorm(rngs, embed_dim, eps=norm_eps)
+
+    def num_tokens(self, h, w):
+        """Features of an image of h x w pixels, T."""
+        return (h // self.patch_size) * (w // self.patch_size)
 
     def __call__(self, pixels):
         """float[M, h, w, 3] in [-1, 1] -> float[M, T, D] features, row-major."""
@@ -55,8 +87,8 @@ class Siglip(nnx.Module):
         p = self.patch_size
         patches = rearrange(pixels, "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
         x = self.patch(patches)
-        place = lambda x: sharding.constrain(x, "batch", "length", "act_embed")
-        x = place(x + trailing(self.position, x))
-        body = rematerialise(lambda x, layer: (place(layer(checkpoint_name(x, BLOCK_INPUT))), None), self.remat)
-        x, _ = jax.lax.scan(body, x, self.layers)
+        constrain = lambda x: sharding.constrain(x, "batch", "length", "act_embed")
+        body = lambda x, layer: (constrain(layer(checkpoint_name(x, BLOCK_INPUT))), None)
+        x = constrain(x + trailing(self.position, x))
+        x, _ = jax.lax.scan(rematerialise(body, self.remat), x, self.layers)
         return self.norm(x)

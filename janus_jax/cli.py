@@ -5,10 +5,12 @@ and the same command continues.
 """
 
 import functools
+import importlib
 import math
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
@@ -50,6 +52,66 @@ def distributed_flags():
     count = flags.DEFINE_integer("num_processes", None, "Number of processes, with --distributed=HOST:PORT.", lower_bound=1)
     index = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
     return lambda: distributed.connected(address.value, num_processes=count.value, process_id=index.value)
+
+
+class SamplingFlags(NamedTuple):
+    """Which checkpoint to sample from, and how."""
+
+    checkpoint: flags.FlagHolder
+    guidance: flags.FlagHolder
+    temperature: flags.FlagHolder
+    top_k: flags.FlagHolder
+    top_p: flags.FlagHolder
+    steps: flags.FlagHolder
+    weights: flags.FlagHolder
+    dtype: flags.FlagHolder
+
+    def image_settings(self):
+        """The settings that `Sampler.guidance` takes; None where a flag is not given.
+
+        Raises:
+          UserError: for --top_p=0.
+        """
+        if self.top_p.value == 0:
+            raise UserError("--top_p must be above 0; --temperature=0 takes the most probable code.")
+        return dict(
+            scale=self.guidance.value,
+            temperature=self.temperature.value,
+            top_k=self.top_k.value,
+            top_p=self.top_p.value,
+            steps=self.steps.value,
+        )
+
+
+@functools.cache
+def sampling_flags():
+    """Defines --checkpoint, --guidance, --temperature and the other flags of sampling; once per process."""
+    return SamplingFlags(
+        checkpoint=flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP."),
+        guidance=define_finite(
+            "guidance", None, "Images: guidance scale, 1 is off; default: 5 (Janus), 2 (JanusFlow), or the run's own."
+        ),
+        temperature=define_finite(
+            "temperature", None, "0 is greedy; default: 1 for images (Janus), 0 for answers.", lower_bound=0
+        ),
+        top_k=flags.DEFINE_integer(
+            "top_k", None, "Images: sample from the k most probable codes only (Janus).", lower_bound=1
+        ),
+        top_p=define_finite(
+            "top_p",
+            None,
+            "Images: sample from the most probable codes of total probability p only (Janus).",
+            lower_bound=0,
+            upper_bound=1,
+        ),
+        steps=flags.DEFINE_integer("steps", None, "Images: Euler steps (JanusFlow); default: 30.", lower_bound=1),
+        weights=flags.DEFINE_enum(
+            "weights", "ema", ["ema", "raw"], "ema: the moving average, where the run has one."
+        ),
+        dtype=flags.DEFINE_enum(
+            "dtype", None, ["float32", "bfloat16"], "Precision of the computation; default: the run's own."
+        ),
+    )
 
 
 def config_file():
@@ -151,3 +213,8 @@ def enable_compile_cache(folder):
     if jax.config.jax_compilation_cache_dir is None:  # the environment may name a shared one
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def load_config(name, stage="all"):
+    """A shipped config by name, such as 'pro_1b': a ConfigDict."""
+    return importlib.import_module(f"configs.{name}").get_config(stage)

@@ -1,9 +1,9 @@
-"""Draws a picture, or answers a question about one.
+"""Generates an image, or answers a question about one.
 
 python -m janus_jax.sample draw --checkpoint=runs/tiny --prompt='a red star' --num_images=4 --out=star.png
 python -m janus_jax.sample ask --checkpoint=runs/tiny --image=star.png --question='What color is the star?'
 
-Several questions are asked one after the other, each with the answers before it; the pictures stand before the first.
+Several questions are asked in turn, each after the answers to the ones before it; the images come before the first.
 """
 
 import sys
@@ -19,111 +19,135 @@ from janus_jax.data import images as image_ops
 from janus_jax.data.files import make_folder
 from janus_jax.errors import UserError
 from janus_jax.inference.contact_sheet import contact_sheet
-from janus_jax.recipe import assembly
+from janus_jax.recipe.load import load_sampler
 
-CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP.")
-PROMPT = cli.flags.DEFINE_multi_string("prompt", None, "draw: what to draw; may be given several times.")
-NUM_IMAGES = cli.flags.DEFINE_integer("num_images", 1, "draw: pictures a prompt.", lower_bound=1)
-GUIDANCE = cli.define_finite("guidance", None, "draw: guidance scale, 1 is off; 5 (Janus), 2 (JanusFlow) without it.")
-TEMPERATURE = cli.define_finite("temperature", None, "1 for draw (Janus), 0 (greedy) for ask without it.", lower_bound=0)
-TOP_K = cli.flags.DEFINE_integer("top_k", None, "draw: only the k likeliest codes (Janus).", lower_bound=1)
-TOP_P = cli.define_finite(
-    "top_p", None, "draw: only the likeliest codes that make up p (Janus).", lower_bound=0, upper_bound=1
+SAMPLING = cli.sampling_flags()
+PROMPT = cli.flags.DEFINE_multi_string(
+    "prompt", None, "draw: description of the image; may be repeated."
 )
-STEPS = cli.flags.DEFINE_integer("steps", None, "draw: Euler steps (JanusFlow); 30 without it.", lower_bound=1)
-WEIGHTS = cli.flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average where the run kept one, or not.")
-DTYPE = cli.flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "The run's own without it, on CPU mostly fp32.")
-SEED = cli.flags.DEFINE_integer("seed", 0, "Seed of the first picture; the next ones count on.", 0, 2**32 - 1)
-OUT = cli.flags.DEFINE_string("out", "drawing.png", "draw: the picture, or a contact sheet of several.")
-IMAGE = cli.flags.DEFINE_multi_string("image", None, "ask: a picture file; may be given several times.")
-QUESTION = cli.flags.DEFINE_multi_string("question", None, "ask: the question; several make a conversation.")
-MAX_TOKENS = cli.flags.DEFINE_integer("max_tokens", 256, "ask: longest answer.", lower_bound=1)
+NUM_IMAGES = cli.flags.DEFINE_integer("num_images", 1, "draw: images per prompt.", lower_bound=1)
+SEED = cli.flags.DEFINE_integer(
+    "seed", 0, "Seed of the first image; the next images add 1 each.", 0, 2**32 - 1
+)
+OUT = cli.flags.DEFINE_string(
+    "out", "drawing.png", "draw: image file; a contact sheet if there are several images."
+)
+IMAGE = cli.flags.DEFINE_multi_string("image", None, "ask: an image file; may be repeated.")
+QUESTION = cli.flags.DEFINE_multi_string(
+    "question", None, "ask: the question; several form a conversation."
+)
+MAX_TOKENS = cli.flags.DEFINE_integer(
+    "max_tokens", 256, "ask: maximum length of an answer.", lower_bound=1
+)
 
-CHUNK = 8  # ids between two looks at a growing answer
+CHUNK = 8  # tokens between two updates of a printed answer
 
 
 def main(command):
     """Runs one of the two commands."""
-    if not CHECKPOINT.value:
-        raise UserError("Name a trained run: --checkpoint=runs/tiny.")
+    if not SAMPLING.checkpoint.value:
+        raise UserError(
+            "--checkpoint is missing: name a trained run, such as --checkpoint=runs/tiny."
+        )
     {"draw": draw, "ask": ask}[command]()
 
 
 def draw():
-    """Draws every prompt NUM_IMAGES times, into one file."""
+    """Generates NUM_IMAGES images per prompt and writes them to one file."""
     if not PROMPT.value or not all(map(str.strip, PROMPT.value)):
-        raise UserError("Say what to draw: --prompt='a red star'.")
-    if TOP_P.value == 0:
-        raise UserError("--top_p is above 0; --temperature=0 draws the likeliest codes alone.")
-    out, count, n = Path(OUT.value), len(PROMPT.value), NUM_IMAGES.value
+        raise UserError(
+            "--prompt is missing or empty: describe the image, such as --prompt='a red star'."
+        )
+    settings = SAMPLING.image_settings()
+    out = Path(OUT.value)
+    prompts = PROMPT.value
+    count = len(prompts) * NUM_IMAGES.value
     if image_ops.Image.registered_extensions().get(out.suffix.lower()) not in image_ops.Image.SAVE:
-        raise UserError(f"--out={OUT.value} names no picture format; end it in .png.")
+        raise UserError(
+            f"--out={OUT.value} has no known image format; use a name that ends in .png."
+        )
     if out.is_dir():
-        raise UserError(f"--out={OUT.value} is a folder; name the picture.")
-    if SEED.value + count * n > 2**32:
-        raise UserError(f"--seed={SEED.value} leaves no seeds for {count * n} pictures; the last one is {2**32 - 1}.")
+        raise UserError(f"--out={OUT.value} is a folder; name an image file.")
+    if SEED.value + count > 2**32:
+        raise UserError(
+            f"--seed={SEED.value} is too large for {count} images; the largest seed is {2**32 - 1}."
+        )
     make_folder(out.parent)
-    sampler = _sampler()
-    guidance = sampler.guidance(
-        scale=GUIDANCE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, steps=STEPS.value
-    )
-    seeds = np.arange(SEED.value, SEED.value + count * n).reshape(count, n)
+    sampler = _load_sampler()
+    guidance = sampler.guidance(**settings)
+    seeds = np.arange(SEED.value, SEED.value + count).reshape(len(prompts), NUM_IMAGES.value)
     with jax.set_mesh(sampler.mesh):
-        pictures = sampler.draw(PROMPT.value, seeds=seeds, guidance=guidance)
-    pictures = pictures.reshape(-1, *pictures.shape[2:])
-    captions = [prompt for prompt in PROMPT.value for _ in range(n)]
-    image = image_ops.Image.fromarray(pictures[0]) if len(pictures) == 1 else contact_sheet(pictures, captions)
+        images = sampler.draw(prompts, seeds=seeds, guidance=guidance)
+    images = images.reshape(-1, *images.shape[2:])
+    captions = [prompt for prompt in prompts for _ in range(NUM_IMAGES.value)]
+    image = (
+        image_ops.Image.fromarray(images[0])
+        if len(images) == 1
+        else contact_sheet(images, captions)
+    )
     try:
         image.save(out)
     except OSError as error:
-        raise UserError(f"--out={OUT.value} cannot be written: {error.strerror or error}.") from None
+        raise UserError(
+            f"--out={OUT.value} cannot be written: {error.strerror or error}."
+        ) from None
     logging.info("Wrote %s", out)
 
 
 def ask():
-    """Prints the answers while they grow."""
-    if ignored := [flag.name for flag in (GUIDANCE, TOP_K, TOP_P, STEPS) if flag.value is not None]:
-        raise UserError(f"--{ignored[0]} is for draw; answers know --temperature alone.")
+    """Answers the questions one by one and prints each answer while it is generated."""
+    images_only = (SAMPLING.guidance, SAMPLING.top_k, SAMPLING.top_p, SAMPLING.steps)
+    if given := [flag.name for flag in images_only if flag.value is not None]:
+        raise UserError(f"--{given[0]} applies to draw only; answers have --temperature.")
     if not IMAGE.value or not QUESTION.value:
-        raise UserError("Name a picture and ask: --image=star.png --question='What color is the star?'.")
+        raise UserError(
+            "ask needs --image and --question: --image=star.png --question='What color is the star?'."
+        )
     if any(chat.IMAGE in question for question in QUESTION.value):
-        raise UserError(f"--question holds {chat.IMAGE}; the pictures stand before the first question by themselves.")
-    images, turns = [_opened(path) for path in IMAGE.value], []
-    sampler = _sampler()
-    settings = dict(max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value or 0.0, seeds=[SEED.value])
+        raise UserError(
+            f"--question contains {chat.IMAGE}; remove it: images are put before the first question."
+        )
+    images = [_open(path) for path in IMAGE.value]
+    turns = []
+    sampler = _load_sampler()
+    temperature = SAMPLING.temperature.value or 0.0
+    settings = dict(max_tokens=MAX_TOKENS.value, temperature=temperature, seeds=[SEED.value])
     with jax.set_mesh(sampler.mesh):
         for question in QUESTION.value:
-            pictures = "" if turns else f"{chat.IMAGE}\n" * len(images)
-            turns.append({"role": "user", "content": pictures + question})
-            answer = _told(sampler.stream([(turns, images)], every=CHUNK, **settings))
+            image_marks = "" if turns else f"{chat.IMAGE}\n" * len(images)
+            turns.append({"role": "user", "content": image_marks + question})
+            answer = _print(sampler.stream([(turns, images)], every=CHUNK, **settings))
             turns.append({"role": "assistant", "content": answer})
 
 
-def _told(growing):
-    """Writes an answer while it grows, and gives it back whole."""
-    shown = ""
-    for (answer,) in growing:
-        if answer.startswith(shown) and not answer.endswith("\ufffd"):  # a character may still lack its last bytes
-            sys.stdout.write(answer[len(shown) :])
+def _print(answers):
+    """Prints an answer while it is generated and returns all of it; `answers` yields [text so far]."""
+    printed = ""
+    for (answer,) in answers:
+        # The last character may still miss some of its bytes.
+        if answer.startswith(printed) and not answer.endswith("\ufffd"):
+            sys.stdout.write(answer[len(printed) :])
             sys.stdout.flush()
-            shown = answer
-    sys.stdout.write(answer[len(shown) :] + "\n")
+            printed = answer
+    sys.stdout.write(answer[len(printed) :] + "\n")
     return answer
 
 
-def _sampler():
+def _load_sampler():
     """The model that the flags name."""
-    return assembly.load_sampler(CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value)
+    return load_sampler(
+        SAMPLING.checkpoint.value, weights=SAMPLING.weights.value, dtype=SAMPLING.dtype.value
+    )
 
 
-def _opened(path):
-    """A picture file, RGB."""
+def _open(path):
+    """The image in a file, RGB."""
     if not Path(path).is_file():
-        raise UserError(f"No picture at {path!r}.")
+        raise UserError(f"--image={path}: there is no such file.")
     try:
         return image_ops.decode(Path(path).read_bytes())
     except image_ops.BadRecord as error:
-        raise UserError(f"{path!r}: {error}.") from None
+        raise UserError(f"--image={path} cannot be read: {error}.") from None
 
 
 if __name__ == "__main__":

@@ -1,32 +1,39 @@
-"""Contact sheets: pictures in a grid with a line of text under each."""
+"""Contact sheets: images in a grid, each with its caption below."""
 
 import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+FONT_SIZE = 11
+CAPTION_HEIGHT = 28  # pixels, for two lines
+MARGIN = 6  # pixels between cells
 
-def contact_sheet(pictures, captions, *, columns=8, side=128):
-    """Lays pictures out.
+
+def contact_sheet(images, captions, *, columns=8, side=128):
+    """Arranges images in a grid.
 
     Args:
-      pictures: uint8[M, h, w, 3].
-      captions: a string each.
-      columns: pictures a row.
-      side: shown size, pixels.
+      images: uint8[M, h, w, 3].
+      captions: M strings; two lines of each are shown.
+      columns: images per row.
+      side: height and width of each image on the sheet, pixels.
 
     Returns:
-      PIL picture.
+      PIL image.
     """
-    font, band, margin = ImageFont.load_default(11), 28, 6
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    cell = (side + margin, side + band + margin)
-    sheet = Image.new("RGB", (columns * cell[0] + margin, rows * cell[1] + margin), "white")
+    font = ImageFont.load_default(FONT_SIZE)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell_width = side + MARGIN
+    cell_height = side + CAPTION_HEIGHT + MARGIN
+    sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (pixels, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = margin + i % columns * cell[0], margin + i // columns * cell[1]
-        sheet.paste(Image.fromarray(np.asarray(pixels)).resize((side, side), Image.Resampling.NEAREST), (x, y))
+    for i, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+        x = MARGIN + i % columns * cell_width
+        y = MARGIN + i // columns * cell_height
+        image = Image.fromarray(np.asarray(pixels)).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(image, (x, y))
         lines = textwrap.wrap(caption, max(side // 6, 8))[:2]
         draw.text((x, y + side + 1), "\n".join(lines), fill="black", font=font, spacing=1)
     return sheet

@@ -86,9 +86,9 @@ def integrate(model, io, *, step=None):
     without, seen = path.unconditional(prompts, real=real, pad_id=pad)
     pair = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])
     x, attended = model.embed_text(pair(prompts, without)), pair(real, seen)
-    _, cache = decode.prefill(model, x, real=pair(real, real), seen=attended, room=path.num_tokens)
+    _, cache = decode.prefill(model, x, real=pair(real, real), prompt_mask=attended, max_new_tokens=path.num_tokens)
     guidance = FlowGuidance(scale=float(io["sample/guidance"]), steps=int(io["sample/steps"]))
-    step = step(x, attended) if step else decode.stepper(model)
+    step = step(x, attended) if step else decode.make_decode_step(model)
     return path.integrate(step, cache, nhwc(io["sample/z0"]), rows=2, guidance=guidance)
 
 

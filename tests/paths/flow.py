@@ -25,12 +25,12 @@ def draw_after(network, params, *, ids, noise, guidance, reuse):
     """
     model, prompt = network.merge(params), ids.shape[1]
     x = model.embed_text(ids)
-    _, cache = decode.prefill(model, x, real=jnp.ones(ids.shape, bool), room=model.path.num_tokens)
+    _, cache = decode.prefill(model, x, real=jnp.ones(ids.shape, bool), max_new_tokens=model.path.num_tokens)
 
     def recompute(tokens, cache):
         rows = jnp.concatenate([x, tokens], axis=1)
         places = jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape[:2])
         return model.llm(rows, positions=places, segment_ids=jnp.ones_like(places))[0][:, prompt:], cache
 
-    step = decode.stepper(model) if reuse else recompute
+    step = decode.make_decode_step(model) if reuse else recompute
     return model.path.integrate(step, cache, noise, rows=ids.shape[0] // noise.shape[0], guidance=guidance)[0]

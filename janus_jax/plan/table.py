@@ -1,12 +1,12 @@
-"""The page of every recipe on every pod, made cell by cell: each is compiled once and kept beside the page."""
+"""The page of every recipe on every pod: each cell is compiled once and stored next to the page."""
 
-import importlib
 import json
 from pathlib import Path
 
 import jax
 from absl import logging
 
+from janus_jax import cli
 from janus_jax.hardware import GIB
 from janus_jax.plan import topology
 
@@ -27,45 +27,41 @@ HEAD = """# Every recipe on every pod
 
     . launch/xla_flags.sh; python -m janus_jax.plan --table=docs/scale.md
 
-makes this page and goes on where it stopped; the cells lie in `{cells}`, each with the compiler's version and flags, and
-those of another compiler are made anew.
-No accelerator was there: the train step of `janus_jax.train`, at the papers' global batch, was compiled by each device's
-own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing was run, on a TPU or on a
-GPU, so how fast it is was not measured: days are useful FLOPs at {mfu:.0%} of the peak.
+computes the missing cells and writes this page. The cells are stored in `{cells}`, each with the version and flags of its
+compiler; cells of another compiler are computed again. No accelerator is needed: the train step, at the papers' global
+batch, is compiled by each device's own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's.
+Nothing is run, so speed is not measured: days are useful FLOPs at {mfu:.0%} of the peak.
 
-*changed*: what differs from the config, where its own setting does not divide over the devices or does not fit. *GiB*:
-what a device needs, of what it has. *state*: parameters, moments and averages alone. *moved*: bytes a device gets from
-others in a step, by XLA's collectives, counted as often as they run. On TPUs the gradients' reduce-scatters are half of it:
-this compiler makes each an all-reduce, twice the bytes, and cuts the shard out of it, one written by hand
-(`lax.psum_scatter`) too. *compiled in*: on 2 CPU cores, often with other work beside it, the longest halted meanwhile, at
-the compiler's lowest effort for speed (`--effort`). Training's own effort, 0, moves less: of pro_1b's stage 2 with four
-layers on v5p:4x4x4, 6.0 GB instead of 6.5.
-The cells were made over two days, while this code changed, and those of TPUs from before the field `compiler` was there had
-it added afterwards: the flags and the environment had not changed.
+*changed*: what differs from the config where its own setting does not divide over the devices or does not fit. *GiB*: what
+a device needs, of what it has. *state*: parameters, moments and averages only. *moved*: bytes that a device receives from
+others in a step by XLA's collectives, with their loop counts. On TPUs the reduce-scatters of the gradients are half of it:
+this compiler turns each into an all-reduce, which moves twice the bytes, also when written as `lax.psum_scatter`.
+*compiled in*: on 2 CPU cores, at the compiler's lowest effort for speed (`--effort`). At training's own effort, 0, less is
+moved: 6.0 GB instead of 6.5 for stage 2 of pro_1b with four layers on v5p:4x4x4.
 """
 
 
-def page(path, plan, *, mfu):
-    """Makes what is missing of the table and writes the page.
+def write_page(path, plan, *, mfu):
+    """Computes the missing cells of the table and writes the page.
 
     Args:
-      path: of the page; the cells lie beside it, in a file of the same name that ends in .jsonl.
-      plan: (config, stage, Topology, name, compiled, mfu) -> cell, a dict.
-      mfu: share of the peak that days are counted at.
+      path: of the page; the cells are stored next to it, with the suffix .jsonl.
+      plan: (config, stage name, Topology, page, compile_step, mfu) -> cell, a dict.
+      mfu: share of the peak at which days are counted.
     """
     path = Path(path)
-    kept = path.with_suffix(".jsonl")
-    cells = {_key(c): c for c in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
+    store = path.with_suffix(".jsonl")
+    cells = {_key(c): c for c in map(json.loads, store.read_text().splitlines())} if store.exists() else {}
     for number, (name, stage, pod, batch) in enumerate(CELLS, 1):
         key, target = (name, f"stage_{stage}", pod, batch), topology.parse(pod)
         if key in cells and cells[key]["compiler"] == topology.compiler(target):
             continue
         logging.info("Cell %d of %d: %s, stage %s, %s", number, len(CELLS), name, stage, pod)
-        config = importlib.import_module(f"configs.{name}").get_config(stage).to_dict()
+        config = cli.load_config(name, stage).to_dict()
         if batch:
             config["stages"][f"stage_{stage}"]["batch"] = batch
-        found = plan(config, f"stage_{stage}", target, name=name, compiled=True, mfu=mfu)
-        cells[key] = found | {"batch": batch}
+        cell = plan(config, f"stage_{stage}", target, page=name, compile_step=True, mfu=mfu)
+        cells[key] = cell | {"batch": batch}
         _write(path, cells, mfu)
     _write(path, cells, mfu)
 
@@ -75,13 +71,13 @@ def _key(cell):
 
 
 def _write(path, cells, mfu):
-    """The cells that there are, and the page of them, in the order of the list."""
+    """Writes the cells, and the page of them, in the order of CELLS."""
     order = [(name, f"stage_{stage}", pod, batch) for name, stage, pod, batch in CELLS]
-    kept = [cells[key] for key in order if key in cells]
-    path.with_suffix(".jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in kept))
+    done = [cells[key] for key in order if key in cells]
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in done))
     lines = [HEAD.format(cells=path.with_suffix(".jsonl").name, mfu=mfu, jax=jax.__version__)]
     for name in dict.fromkeys(name for name, *_ in CELLS):
-        rows = [cell for cell in kept if cell["config"] == name]
+        rows = [cell for cell in done if cell["config"] == name]
         if not rows:
             continue
         lines += [f"## configs/{name}.py", ""]
@@ -91,7 +87,7 @@ def _write(path, cells, mfu):
 
 
 def _scaling(cells):
-    """How memory and traffic change from 64 chips to 256: lines of the page, none until their cells are there."""
+    """How memory and traffic change from 64 chips to 256: lines of the page, none until their cells exist."""
     arguments = lambda cell: cell["bytes_by_kind"]["arguments"] / 2**20
     moved = lambda cell: sum(cell["collective_bytes"].values()) / GIB
     key = lambda pod, batch: ("pro_7b", "stage_2", pod, batch)

@@ -131,10 +131,11 @@ def source(path, *, kind="array_record", fields=None, **options):
 def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
     """One stage. Mixture is understanding : text : generation; `sources` is {task: {source: weight}}."""
     fields = dict(
+        objective="joint",  # what the stage minimises: a key of janus_jax/objectives
         mixture=mixture,
         sources=sources,
         phases=(),  # dicts of until (a step), mixture and sources, where these change during the stage
-        lr=lr,
+        lr=lr,  # or dict(default=1e-4, rows=(("understanding/encoder", 2e-5),)), rates by part
         decay="constant",
         warmup=warmup,
         steps=steps,
@@ -147,7 +148,7 @@ def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
         gen_slots=8,
         microbatches=1,
         template="plain",  # stage 3: "chat"
-        frozen=placeholder(tuple),  # overrides the table of janus_jax/stages.py
+        frozen=placeholder(tuple),  # overrides the table of janus_jax/recipe/freezing.py
     )
     return ConfigDict(fields | changes)
 

@@ -42,6 +42,7 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
+                objective="tokenizer",
                 mixture=(0, 0, 1), sources={"generation": {"pictures": 1}}, lr=4e-3, decay="cosine", warmup=50,
                 steps=1_200, batch=16, rows=4, length=320, und_slots=0, gen_slots=4,
             ),

@@ -21,6 +21,7 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
+                objective="tokenizer",
                 mixture=(0, 0, 1), sources={"generation": {"pictures": 1}}, lr=4e-3, decay="cosine", warmup=50,
                 steps=800, batch=4, rows=1, length=512, und_slots=0, gen_slots=8,
                 frozen=("generation/tokenizer/scale",),

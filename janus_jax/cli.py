@@ -193,21 +193,6 @@ class _Plain(logging.PythonFormatter):
         return f"{self.formatTime(record, '%H:%M:%S')} {place}{record.getMessage()}"
 
 
-def compute_dtype(name):
-    """'auto' is bf16 on accelerators and fp32 on CPU."""
-    known = {"auto": None, "float32": "float32", "bfloat16": "bfloat16"}
-    if name not in known:
-        raise UserError(f"config.dtype is {name!r}; known: {sorted(known)}.")
-    return known[name] or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def plain(value):
-    """A config as JSON: tuples become lists."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
-
-
 def enable_compile_cache(folder):
     """Keeps compiled programs in a folder, so that the next start is quick."""
     if jax.config.jax_compilation_cache_dir is None:  # the environment may name a shared one

@@ -17,7 +17,8 @@ from janus_jax.data.images import BadRecord
 from janus_jax.data.sources import Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
-from janus_jax.recipe import assembly, freezing
+from janus_jax.objectives.tokenizer import Tokenizer
+from janus_jax.recipe.data import open_sources
 from janus_jax.shapes import world
 
 PER_FILE, BATCH = 1024, 32
@@ -49,11 +50,12 @@ def make(field, out, *, checkpoint_path, source_name, config=None, seed=0):
         raise UserError(f"The config has no source {source_name!r}; known: {sorted(config['data']['sources'])}.")
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     everywhere, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    network, batch = assembly.build_network(config, freezing.TOKENIZER), BATCH * mesh.size
+    network = Tokenizer.build_network(config["model"], dtype=None)
+    batch = BATCH * mesh.size
     wanted = {p: jax.ShapeDtypeStruct(a.shape, "float32", sharding=everywhere) for p, a in network.abstract.items()}
     params = checkpoint.load_params(saved, wanted)  # not an average of them: a next stage starts from these
     size, crop = config["model"]["generation"]["image_size"], config["data"]["crop"]
-    run = jax.jit(lambda params, pictures: network.merge(params).path.cache(pictures), out_shardings=spread)
+    run = jax.jit(lambda params, pictures: network.merge(params).tokenizer.cache(pictures), out_shardings=spread)
     kept = jax.eval_shape(run, params, jax.ShapeDtypeStruct((batch, size, size, 3), "uint8"))
     if field not in kept:
         raise UserError(f"What this model keeps of a picture is {sorted(kept)}, not {field}.")
@@ -90,7 +92,7 @@ def copy(out, *, source_name, config):
     Returns:
       where from, how many records, how many left out.
     """
-    out, source = Path(out), assembly.open_sources(config, [source_name])[source_name]
+    out, source = Path(out), open_sources(config, [source_name])[source_name]
     about = {"source": source_name, **_described(config, source)}
     _check_folder(out, about)
     bad = BadRecords(1.0, sources={source_name: source}, report=out / "bad_records.jsonl")
@@ -125,42 +127,6 @@ def _readable(source, indices, bad):
 def _encoded(value):
     """The bytes of a picture that a source gives with options of its own, or of a list of them."""
     return [_encoded(v) for v in value] if isinstance(value, list) else images.as_picture(value).encoded
-
-
-def check(sources, params, config, stage):
-    """Compares the caches among a stage's sources with its tokenizer.
-
-    Args:
-      sources: {name: Source}.
-      params: {path: array} of the stage, which hold the tokenizer.
-      config, stage: what is trained.
-
-    Raises:
-      UserError: for a cache of another tokenizer, picture size or crop, and for one in the tokenizer's own stage.
-    """
-    caches = {name: source for name, source in sources.items() if source.cache}
-    if not caches:
-        return
-    mine = {p: a for p, a in params.items() if p.startswith("generation/tokenizer/")}
-    now = {
-        "size": config["model"]["generation"]["image_size"],
-        "crop": config["data"]["crop"],
-        "fingerprint": fingerprint.fingerprint(mine),
-    }
-    for name, source in caches.items():
-        now |= source.pictures
-        other = [what for what in now if source.cache.get(what) != now[what]]
-        if stage == freezing.TOKENIZER or other:
-            why = (
-                f"its {other[0]} is {source.cache.get(other[0])}, not {now[other[0]]}"
-                if other
-                else "a tokenizer needs pixels"
-            )
-            raise UserError(
-                f"Stage {stage} cannot use the cache {str(source.path)!r} of source {name!r}: {why}. Make it anew with "
-                f"`python -m janus_jax.prepare {source.cache['field']}`, or name the data it was made of "
-                f"({source.cache['path']!r})."
-            )
 
 
 def _check_folder(out, about):

@@ -19,9 +19,11 @@ from janus_jax.data import images, packing_stats
 from janus_jax.data.bad_records import BadRecords, malformed_is_bad
 from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.images import BadRecord
-from janus_jax.data.shards import Layout, Shard, Stream
+from janus_jax.data.shards import Shard, Stream
 from janus_jax.errors import UserError
-from janus_jax.recipe import assembly, freezing
+from janus_jax.recipe.data import build_example_maker, open_sources, source_names
+from janus_jax.recipe.freezing import stage_number
+from janus_jax.recipe.stage import make_stage
 
 SEEN, GROUPS = 400, 300  # letters of a record that its script is told by; groups that a stage's packing is tried on
 AT_ONCE = 4096  # records under way
@@ -79,18 +81,19 @@ def check(config, out=None):
     Returns:
       {source: {records, unusable, pictures, scripts, duplicates, lengths, epochs}} and {stage: {budget, token_fill, ...}}.
     """
-    chosen = sorted((s for s in config["stages"] if s != freezing.TOKENIZER), key=freezing.ORDER.index)
-    names = sorted({n for stage in config["stages"] for n in assembly.source_names(config["stages"][stage])})
-    makers = {s: assembly.build_maker(config, s, assembly.build_network(config, s))[0] for s in chosen}
-    sources = assembly.open_sources(config, names)
+    stages = [make_stage(config, name) for name in sorted(config["stages"], key=stage_number)]
+    names = sorted({name for stage in stages for name in source_names(stage)})
+    stages = [stage for stage in stages if not stage.trains_tokenizer]
+    makers = {stage.name: build_example_maker(stage)[0] for stage in stages}
+    sources = open_sources(config, names)
     report = None if out is None else Path(out) / "bad_records.jsonl"
     if out is not None:
         make_folder(out)
         report.unlink(missing_ok=True)
     bad = BadRecords(1.0, sources=sources, report=report)
-    found = {name: _walk(sources[name], _uses(config, chosen, makers, name), bad, config) for name in names}
+    found = {name: _walk(sources[name], _uses(stages, makers, name), bad, config) for name in names}
     by_source = {name: _sum_up(sources[name], list(findings.values())) for name, findings in found.items()}
-    by_stage = {stage: _try_stage(config, stage, found, by_source) for stage in chosen}
+    by_stage = {stage.name: _try_stage(stage, found, by_source) for stage in stages}
     if out is not None:
         write_json(Path(out) / "check.json", {"sources": by_source, "stages": by_stage})
         histogram({n: [t for f in found[n].values() for t, _ in f.lengths.values()] for n in names}).save(
@@ -99,12 +102,13 @@ def check(config, out=None):
     return by_source, by_stage
 
 
-def _uses(config, chosen, makers, name):
+def _uses(stages, makers, name):
     def mixed(stage, i):
-        phases = assembly.phases_of(config["stages"][stage])
-        return any(p.ratio[i] and name in (p.sources.get(TASKS[i]) or {}) for p in phases)
+        return any(p.ratio[i] and name in (p.sources.get(TASKS[i]) or {}) for p in stage.phases)
 
-    return [Use(stage, task, makers[stage]) for stage in chosen for i, task in enumerate(TASKS) if mixed(stage, i)]
+    return [
+        Use(stage.name, task, makers[stage.name]) for stage in stages for i, task in enumerate(TASKS) if mixed(stage, i)
+    ]
 
 
 def _walk(source, uses, bad, config):
@@ -195,20 +199,20 @@ def _spread(values):
     return [int(v) for v in (min(values), np.median(values), max(values))] if values else []
 
 
-def _try_stage(config, stage, found, by_source):
+def _try_stage(stage, found, by_source):
     """Packs a stage's phases on the lengths found: fill, budgets, and the epochs of every source, which it notes too."""
-    s, start, told, drawn = config["stages"][stage], 0, [], {}
+    s, start, told, drawn = stage.settings, 0, [], {}
     len_of = lambda name: by_source[name]["records"]
     sizes = dict(rows=s["rows"], length=s["length"])
-    last = s["stop_at"] or s["steps"]
-    for phase in assembly.phases_of(s):
+    last = stage.last_step
+    for phase in stage.phases:
         end = min(phase.until, last)
         if end <= start:
             continue
-        table, shares = _table(phase, stage, found)
+        table, shares = _table(phase, stage.name, found)
         und, gen, reasons = packing_stats.budgets(table, phase.ratio, **sizes)
         packed = packing_stats.simulate(
-            table, phase.ratio, **sizes, und_slots=s["und_slots"], gen_slots=s["gen_slots"], window=config["data"]["window"],
+            table, phase.ratio, **sizes, und_slots=s["und_slots"], gen_slots=s["gen_slots"], window=stage.config["data"]["window"],
             groups=GROUPS,
         )  # fmt: skip
         groups = (end - start) * s["batch"] // s["rows"]
@@ -229,31 +233,29 @@ def _try_stage(config, stage, found, by_source):
         )
         start = end
     exact = last * s["batch"] // s["rows"] <= RUN_THROUGH
-    for (name, task), count in (_run_through(config, stage, last, found, len_of) if exact else drawn).items():
-        by_source[name]["epochs"][f"{stage} {task}"] = round(count / len_of(name), 4)
+    for (name, task), count in (_run_through(stage, found, len_of) if exact else drawn).items():
+        by_source[name]["epochs"][f"{stage.name} {task}"] = round(count / len_of(name), 4)
     return [phase | {"epochs_are_exact": exact} for phase in told]
 
 
-def _run_through(config, stage, last, found, len_of):
+def _run_through(stage, found, len_of):
     """{(source, task): records read}: the stage's own shards to its end, on lengths alone."""
-    s, read = config["stages"][stage], collections.Counter()
+    read = collections.Counter()
 
     def make(finding, *, task, rng, record_id):
         read[record_id.rsplit("/", 2)[0], task] += 1
         if finding is None:
             raise BadRecord("as told")
-        tokens, pictures = finding.lengths[stage, task]
+        tokens, pictures = finding.lengths[stage.name, task]
         kind = {"understanding": "und_images", "generation": "gen_images"}.get(task)
         return Example(np.empty(tokens, np.int8), None, TASKS.index(task), **({kind: (None,) * pictures} if kind else {}))
 
-    seed, shards = assembly.stage_seed(config, stage), config["data"]["shards"]
-    streams = {n: Stream(Found(n, found[n], len_of(n)), make=make, seed=seed) for n in assembly.source_names(s)}
-    slots = {k: s[k] for k in ("rows", "length", "und_slots", "gen_slots")}
-    layout = Layout(s["batch"] // s["rows"], und_size=0, gen_size=0, window=config["data"]["window"], shards=shards, **slots)
-    told = dict(phases=assembly.phases_of(s), unit=config["data"]["mixture_unit"], bad=SILENT)
-    for number in rich.progress.track(range(shards), description=f"{stage}, run through"):
+    layout = build_layout(stage)
+    streams = {n: Stream(Found(n, found[n], len_of(n)), make=make, seed=stage.seed) for n in source_names(stage)}
+    told = dict(phases=stage.phases, unit=stage.config["data"]["mixture_unit"], bad=SILENT)
+    for number in rich.progress.track(range(layout.shards), description=f"{stage.name}, run through"):
         shard = Shard(number, layout=layout, streams=streams, **told)
-        for _ in range(last * layout.groups // shards):
+        for _ in range(stage.last_step * layout.groups // layout.shards):
             shard.next_group()
     return read
 

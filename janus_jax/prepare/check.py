@@ -21,7 +21,7 @@ from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.images import BadRecord
 from janus_jax.data.shards import Shard, Stream
 from janus_jax.errors import UserError
-from janus_jax.recipe.data import build_example_maker, open_sources, source_names
+from janus_jax.recipe.data import build_example_maker, build_layout, open_sources, source_names
 from janus_jax.recipe.freezing import stage_number
 from janus_jax.recipe.stage import make_stage
 

@@ -73,7 +73,7 @@ def splash(q, k, v, segment_ids, image_ids=None, *, blocks, interpret=False):
             in_image = (image_ids[:, None] == image_ids[None]) & (image_ids > 0)[None]
             mask = (place[:, None] >= place[None]) | in_image
             kernel = make(mask[None])  # one mask for all heads
-            # jax 0.10 makes a traced array of this flag, and then branches on it.
+            # jax (0.10 to 0.12) makes this flag a traced array, and then branches on it.
             kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
         return kernel(q, k, v, segment_ids=splash_attention.SegmentIds(segment_ids, segment_ids))
 

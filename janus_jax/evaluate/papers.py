@@ -1,7 +1,7 @@
-"""What the papers print, to stand beside one's own figures.
+"""Scores that the papers report, for comparison.
 
-Values are as printed: percent, except for MME (points), GenEval (shares) and FID. JanusFlow is listed by its side in
-pixels; the others draw and read at 384. Papers: Janus (arXiv 2410.13848), Janus-Pro (2501.17811), JanusFlow (2411.07975).
+Values are as printed: percent, except for MME (points), GenEval (shares) and FID. JanusFlow is listed by its image size
+in pixels; the other models use 384. Papers: Janus (arXiv 2410.13848), Janus-Pro (2501.17811), JanusFlow (2411.07975).
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from janus_jax.errors import UserError
 
 
 class Row(NamedTuple):
-    """What a paper prints of a model: {metric: value}, where it stands, and what is said of how it was made."""
+    """What a paper reports of a model: {metric: value}, the paper and table, and the settings that it states."""
 
     model: str
     scores: dict
@@ -19,13 +19,19 @@ class Row(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Columns are (benchmark, metric); rows {model: (source, values)}, None for what a paper leaves out."""
+    """Columns are (benchmark, metric); rows {model: (source, values)}, None for what a paper does not report."""
 
     columns: tuple
     rows: dict
 
 
-_JANUS, _PRO_1B, _PRO_7B, _FLOW_256, _FLOW_384 = "Janus", "Janus-Pro-1B", "Janus-Pro-7B", "JanusFlow 256", "JanusFlow 384"
+_JANUS, _PRO_1B, _PRO_7B, _FLOW_256, _FLOW_384 = (
+    "Janus",
+    "Janus-Pro-1B",
+    "Janus-Pro-7B",
+    "JanusFlow 256",
+    "JanusFlow 384",
+)
 _TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "overall")
 _CATEGORIES = ("global", "entity", "attribute", "relation", "other", "overall")
 
@@ -44,14 +50,26 @@ _TABLES = (
             ("textvqa", "accuracy"),
         ),
         {
-            _JANUS: ("Janus, Table 2", (87.0, 1338.0, 69.4, 63.7, 77.3, 59.1, 30.5, 34.3, None, None)),
-            _PRO_1B: ("Janus-Pro, Table 3", (86.2, 1444.0, 75.5, 68.3, None, 59.3, 36.3, 39.8, None, None)),
-            _PRO_7B: ("Janus-Pro, Table 3", (87.4, 1567.1, 79.2, 72.1, None, 62.0, 41.0, 50.0, None, None)),
+            _JANUS: (
+                "Janus, Table 2",
+                (87.0, 1338.0, 69.4, 63.7, 77.3, 59.1, 30.5, 34.3, None, None),
+            ),
+            _PRO_1B: (
+                "Janus-Pro, Table 3",
+                (86.2, 1444.0, 75.5, 68.3, None, 59.3, 36.3, 39.8, None, None),
+            ),
+            _PRO_7B: (
+                "Janus-Pro, Table 3",
+                (87.4, 1567.1, 79.2, 72.1, None, 62.0, 41.0, 50.0, None, None),
+            ),
             _FLOW_256: (
                 "JanusFlow, appendix, Table 1",
                 (85.3, 1203.0, 71.9, 67.6, 76.3, 58.4, None, 27.4, None, None),
             ),
-            _FLOW_384: ("JanusFlow, Table 5", (88.0, 1333.1, 74.9, 70.5, 79.8, 60.3, 29.3, 30.9, 64.6, 55.5)),
+            _FLOW_384: (
+                "JanusFlow, Table 5",
+                (88.0, 1333.1, 74.9, 70.5, 79.8, 60.3, 29.3, 30.9, 64.6, 55.5),
+            ),
         },
     ),
     _Table(
@@ -99,7 +117,7 @@ def _nested():
 
 SCORES, SOURCES = _nested()
 
-_QUESTIONS = {  # what else is known of a benchmark of questions; no paper says whether answers were greedy
+_QUESTIONS = {  # what the papers state about benchmarks of understanding; none states whether answers were greedy
     "pope": "accuracy or F1: not stated",
     "mmbench": "JanusFlow: dev split; the others do not say which",
     "vqav2": "test split",
@@ -112,19 +130,19 @@ _GUIDANCE = {
 
 
 def rows(benchmark, model=None):
-    """Published figures of a benchmark.
+    """Published scores of a benchmark.
 
-    A metric with a slash, as POPE's, stands for either name: the papers do not say which they mean.
+    A metric with a slash, such as POPE's accuracy/f1, is one of the two: the papers do not state which.
 
     Args:
       benchmark: name of the benchmark.
-      model: one of the models; all of them without it.
+      model: one of the models; by default all.
 
     Returns:
-      [Row], one a model, in the papers' order; none where nothing was published.
+      [Row], one per model, in the papers' order; empty if nothing was published.
 
     Raises:
-      UserError: for a model of no paper.
+      UserError: for a model that is in no paper.
     """
     models = (_JANUS, _PRO_1B, _PRO_7B, _FLOW_256, _FLOW_384)
     if model not in (None, *models):
@@ -137,13 +155,16 @@ def rows(benchmark, model=None):
 
 
 def _settings(benchmark, source):
-    """What a paper says of its settings, and what it leaves open."""
-    paper = source.split(",")[0]  # Janus's DPG figure, too, is one of Janus-Pro's paper
+    """The settings that a paper states, and those that it does not."""
+    paper = source.split(",")[0]  # Janus's DPG score, too, is from the paper of Janus-Pro
     match benchmark:
         case "geneval" | "dpg":
-            return f"{_GUIDANCE[paper]}; temperature, seeds, pictures a prompt, prompt rewriting: not stated"
+            return f"{_GUIDANCE[paper]}; temperature, seeds, images per prompt, prompt rewriting: not stated"
         case "coco" | "mjhq":
-            how = {"Janus": "guidance 5", "JanusFlow": "guidance 2, 30 Euler steps, computed as in GigaGAN"}[paper]
-            return f"{how}; 30,000 pictures against 30,000"
+            sampling = {
+                "Janus": "guidance 5",
+                "JanusFlow": "guidance 2, 30 Euler steps, computed as in GigaGAN",
+            }[paper]
+            return f"{sampling}; 30,000 images against 30,000"
         case _:
             return "; ".join(filter(None, (_QUESTIONS.get(benchmark), "greedy or not: not stated")))

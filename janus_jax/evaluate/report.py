@@ -1,64 +1,105 @@
-"""What lies beside the results of a benchmark: settings, from its first drawing or answer on, and the report at its end."""
+"""Files of an evaluation: settings.json before the first result, evaluation.json and evaluation.md after the last."""
+
+import json
 
 import rich.console
 import rich.table
 from absl import logging
 
-from janus_jax import cli, distributed
+from janus_jax import distributed
 from janus_jax.data.files import write_json
 from janus_jax.errors import UserError
 from janus_jax.evaluate import papers
-from janus_jax.evaluate.understanding.base import read_json
 
 
-def pin(out, settings):
-    """Keeps the settings beside the results.
+def check_settings(out, settings):
+    """Writes settings.json, or compares `settings` with the file of an earlier run.
 
     Raises:
-      UserError: where results in the folder were made with others.
+      UserError: if the results in the folder were made with other settings.
     """
     path = out / "settings.json"
-    if path.exists():
-        before = read_json(path)
-        other = [key for key in {**before, **settings} if before.get(key) != cli.plain(settings).get(key)]
-        if other:
-            key = other[0]
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if not path.exists():
+        if distributed.is_primary():
+            write_json(path, settings)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{str(path)!r} is not JSON: {error}; remove it with the results in its folder."
+        ) from error
+    for key in {**before, **settings}:
+        if before.get(key) != settings.get(key):
             raise UserError(
-                f"{str(out)!r} holds results made with {key} = {before.get(key)!r}, and this run has {settings.get(key)!r}; "
-                "name another folder with --out."
+                f"{str(out)!r} has results made with {key} = {before.get(key)!r}, but this run has "
+                f"{settings.get(key)!r}; name another folder with --out."
             )
-    elif distributed.is_primary():
-        write_json(path, settings)
 
 
 def write(out, name, scores, settings, count):
-    """evaluation.json, evaluation.md, and the table that a person reads: papers, ours, settings.
+    """Writes evaluation.json and evaluation.md and prints the table: published scores, this model's, settings.
 
     Args:
       out: folder.
       name: of the benchmark.
-      scores: {metric: value}; empty where a scorer or a judge has the word.
-      settings: {name: value} that they depend on.
-      count: prompts drawn, or questions answered.
+      scores: {metric: value}; empty if the official scorer or a judge computes the score.
+      settings: {name: value} that the scores depend on.
+      count: prompts or questions.
     """
     published = papers.rows(name)
-    found = {"scores": scores, "count": count, "settings": settings, "published": [row._asdict() for row in published]}
-    write_json(out / "evaluation.json", found)
-    metrics = dict.fromkeys(metric for row in (*published, papers.Row("", scores, "", "")) for metric in row.scores)
-    show = lambda value: "" if value is None else f"{round(value, 3):.9g}"
-    head = [name, *(row.model for row in published), "ours"]
-    lines = [[m, *(show(row.scores.get(m)) for row in published), show(scores.get(m))] for m in metrics]
+    report = {
+        "scores": scores,
+        "count": count,
+        "settings": settings,
+        "published": [row._asdict() for row in published],
+    }
+    write_json(out / "evaluation.json", report)
+    columns = [name, *(row.model for row in published), "ours"]
+    table = _table(published, scores)
     notes = [f"{row.model} ({row.source}): {row.settings}" for row in published]
-    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in head))
-    for line in lines:
-        table.add_row(*line)
+    _print(columns, table, notes, settings, count)
+    (out / "evaluation.md").write_text(
+        _markdown(columns, table, notes, settings, count), encoding="utf-8"
+    )
+    logging.info("Wrote evaluation.json and evaluation.md to %s", out)
+
+
+def _table(published, scores):
+    """Rows of strings: metric, its published values, the model's own."""
+    text = lambda value: "" if value is None else f"{round(value, 3):.9g}"
+    metrics = dict.fromkeys(metric for row in published for metric in row.scores) | dict.fromkeys(
+        scores
+    )
+    return [
+        [metric, *(text(row.scores.get(metric)) for row in published), text(scores.get(metric))]
+        for metric in metrics
+    ]
+
+
+def _print(columns, rows, notes, settings, count):
+    table = rich.table.Table(*(rich.table.Column(name, overflow="fold") for name in columns))
+    for row in rows:
+        table.add_row(*row)
     console = rich.console.Console()
     console.print(table)
-    ours = ", ".join(f"{key} {value}" for key, value in settings.items())
-    console.print("\n".join([*notes, f"ours: {count} done; {ours}"]), markup=False, highlight=False)
-    page = [f"# {name}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    page += [f"| {' | '.join(line)} |" for line in lines]
-    page += ["", "What the papers say of theirs:", "", *(f"- {note}" for note in notes)] if notes else []
-    page += ["", f"Settings of ours, {count} done:", "", *(f"- {key}: {value}" for key, value in settings.items()), ""]
-    (out / "evaluation.md").write_text("\n".join(page), encoding="utf-8")
-    logging.info("Wrote %s and evaluation.md beside it", out / "evaluation.json")
+    values = ", ".join(f"{key} {value}" for key, value in settings.items())
+    console.print(
+        "\n".join([*notes, f"ours: {count} tasks; {values}"]), markup=False, highlight=False
+    )
+
+
+def _markdown(columns, rows, notes, settings, count):
+    lines = [f"# {columns[0]}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    if notes:
+        lines += ["", "Settings that the papers state:", "", *(f"- {note}" for note in notes)]
+    lines += [
+        "",
+        f"Our settings, {count} tasks:",
+        "",
+        *(f"- {key}: {value}" for key, value in settings.items()),
+        "",
+    ]
+    return "\n".join(lines)

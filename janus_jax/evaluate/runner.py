@@ -1,7 +1,7 @@
-"""Draws every prompt of a benchmark, or answers every question, and goes on where a run was cut off.
+"""Generates the images or the answers of a benchmark, and resumes after an interruption.
 
-What a benchmark gets depends on its name, the prompt's id and the sample's number alone, never on the batch, the
-devices, or how often the run was started.
+An image or an answer depends on the benchmark's name, the id of the prompt and the sample's index, not on the batch,
+the number of devices or how often the command was started.
 """
 
 import hashlib
@@ -12,119 +12,144 @@ import rich.console
 import rich.progress
 
 from janus_jax import distributed
-from janus_jax.data import images
+from janus_jax.data import images as image_ops
 from janus_jax.errors import UserError
 
 ANSWERS = "answers.jsonl"
 
 
-def seed_of(*what):
-    """A seed of 32 bits out of the things that a picture or an answer may depend on."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(what).encode(), digest_size=4).digest(), "big")
-
-
-def digest_of(tasks):
-    """Names what prompts or questions ask: twelve digits of hex, others where an id, a text or a picture's name differs."""
-    return hashlib.blake2b(json.dumps([task.asked for task in tasks]).encode(), digest_size=6).hexdigest()
+def seed_from(*parts):
+    """A seed of 32 bits that depends on all of `parts`."""
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
 
 
 def draw_all(sampler, benchmark, prompts, *, out, guidance, batch, seed):
-    """Draws what is missing.
+    """Generates the images that are missing.
 
     Args:
       sampler: Sampler.
-      benchmark: one of `picture_sets`.
+      benchmark: ImageBenchmark.
       prompts: its prompts.
-      out: folder of its layout, which holds what was drawn before.
-      guidance: of the sampler.
-      batch: pictures at once.
-      seed: another one gives other pictures.
+      out: folder of the images, in the benchmark's layout; images of earlier runs stay.
+      guidance: sampling settings.
+      batch: images at once.
+      seed: another one gives other images.
+
+    Raises:
+      UserError: for a folder that does not have exactly the images of the prompts afterwards.
     """
-    todo = _agreed([p for p in prompts if not benchmark.done(out, p)])
+    todo = _check_agreement([p for p in prompts if not benchmark.is_done(out, p)])
     if len(todo) < len(prompts):
-        rich.print(f"{len(prompts) - len(todo)} of {len(prompts)} prompts were drawn before.")
-    seeds = lambda p: [seed_of(benchmark.name, p.id, i, seed) for i in range(benchmark.samples)]
-    for part, real in _batches(todo, max(batch // benchmark.samples, 1), size=lambda p: len(p.text), what="prompts"):
-        pictures = sampler.draw([p.text for p in part], seeds=[seeds(p) for p in part], guidance=guidance)
-        for prompt, drawn in zip(part[:real], pictures, strict=False):
-            if distributed.is_primary():
-                benchmark.save(out, prompt, drawn)
+        rich.print(
+            f"{len(prompts) - len(todo)} of {len(prompts)} prompts have their images already."
+        )
+    seeds = lambda p: [seed_from(benchmark.name, p.id, i, seed) for i in range(benchmark.samples)]
+    size = lambda p: len(p.text)
+    for part, count in _batches(
+        todo, max(batch // benchmark.samples, 1), size=size, label="prompts"
+    ):
+        texts = [p.text for p in part]
+        images = sampler.draw(texts, seeds=[seeds(p) for p in part], guidance=guidance)
+        if distributed.is_primary():
+            for prompt, samples in zip(part[:count], images, strict=False):
+                benchmark.save(out, prompt, samples)
     if distributed.is_primary():
-        benchmark.finish(out, prompts)
+        benchmark.check_complete(out, prompts)
 
 
 def answer_all(sampler, benchmark, questions, *, out, batch):
-    """Answers what has no answer yet, greedily.
+    """Answers the questions that have no answer yet, greedily.
 
     Args:
       sampler: Sampler.
-      benchmark: one of `understanding`.
+      benchmark: QuestionBenchmark.
       questions: its questions.
-      out: folder whose answers.jsonl holds the answers given before.
+      out: folder whose answers.jsonl has the answers of earlier runs.
       batch: questions at once.
 
     Returns:
-      list of strings, one a question.
+      list of strings, one per question.
 
     Raises:
-      UserError: for a picture that cannot be read.
+      UserError: for an image that cannot be read.
     """
-    answers = _known(out / ANSWERS)
-    todo = _agreed([q for q in questions if q.id not in answers])
+    answers = _read_answers(out / ANSWERS)
+    todo = _check_agreement([q for q in questions if q.id not in answers])
     if len(todo) < len(questions):
-        rich.print(f"{len(questions) - len(todo)} of {len(questions)} questions were answered before.")
+        rich.print(
+            f"{len(questions) - len(todo)} of {len(questions)} questions have their answers already."
+        )
     size = lambda q: (len(q.images), len(q.content))
-    for part, real in _batches(todo, batch, size=size, what="questions"):
-        asked = [([{"role": "user", "content": q.content}], [_opened(i) for i in q.images]) for q in part]
-        given = sampler.answer(asked, max_tokens=benchmark.max_tokens, system=benchmark.system)
-        new = {q.id: a for q, a in zip(part[:real], given, strict=False)}
+    for part, count in _batches(todo, batch, size=size, label="questions"):
+        conversations = [
+            ([{"role": "user", "content": q.content}], [_open(image) for image in q.images])
+            for q in part
+        ]
+        texts = sampler.answer(
+            conversations, max_tokens=benchmark.max_tokens, system=benchmark.system
+        )
+        new = {q.id: text for q, text in zip(part[:count], texts, strict=False)}
         answers |= new
         if distributed.is_primary():
+            rows = [
+                json.dumps({"id": id_, "answer": text}, ensure_ascii=False)
+                for id_, text in new.items()
+            ]
             with (out / ANSWERS).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"id": i, "answer": a}, ensure_ascii=False) + "\n" for i, a in new.items())
+                file.writelines(row + "\n" for row in rows)
     return [answers[q.id] for q in questions]
 
 
-def _batches(jobs, count, *, size, what):
-    """Batches of one length, which the last job fills up, and how many are real; those of one size stand together.
+def _batches(tasks, count, *, size, label):
+    """Yields (batch of `count` tasks, how many of them are not padding), tasks of similar size together.
 
-    Few shapes are compiled so, and few rows are padded.
+    So few shapes are compiled and few tokens are padding. The last task pads the last batch.
     """
-    jobs = sorted(jobs, key=size)
+    tasks = sorted(tasks, key=size)
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=len(jobs))
-        for start in range(0, len(jobs), count):
-            part = jobs[start : start + count]
+        bar = progress.add_task(label, total=len(tasks))
+        for start in range(0, len(tasks), count):
+            part = tasks[start : start + count]
             yield part + part[-1:] * (count - len(part)), len(part)
-            progress.advance(task, len(part))
+            progress.advance(bar, len(part))
 
 
-def _agreed(todo):
-    """What is to do, if all processes find the same of it undone."""
+def _check_agreement(todo):
+    """Returns `todo`, or raises UserError if the processes do not have the same number of tasks to do."""
     if distributed.from_primary(len(todo)) != len(todo):
-        raise UserError("The processes find different results in --out; name a folder that all of them see.")
+        raise UserError(
+            "The processes see different results in --out; name a folder that all of them share."
+        )
     return todo
 
 
-def _known(path):
-    """Answers given before: {id: answer}; a last line that was cut off is taken away."""
-    held = path.read_bytes() if path.exists() else b""
-    whole = held[: held.rfind(b"\n") + 1]
-    if whole != held:
-        beside = path.with_suffix(f".{jax.process_index()}")
-        beside.write_bytes(whole)
-        beside.replace(path)
+def _read_answers(path):
+    """Answers of earlier runs, {id: text}; an incomplete last line is removed from the file."""
+    content = path.read_bytes() if path.exists() else b""
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete != content:
+        copy = path.with_suffix(f".{jax.process_index()}")
+        copy.write_bytes(complete)
+        copy.replace(path)
     try:
-        return {entry["id"]: entry["answer"] for entry in map(json.loads, whole.split(b"\n")[:-1])}
+        rows = map(json.loads, complete.split(b"\n")[:-1])
+        return {row["id"]: row["answer"] for row in rows}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{str(path)!r} holds a line that is no answer ({error}); remove it.") from None
+        raise UserError(
+            f"{str(path)!r} has a line that is no answer ({error}); remove the line."
+        ) from None
 
 
-def _opened(source):
-    """A picture of a file or of bytes, RGB."""
+def _open(source):
+    """The image of a Path or of bytes, RGB."""
     try:
-        return images.decode(source if isinstance(source, bytes) else source.read_bytes())
-    except (images.BadRecord, OSError) as error:
-        name = "a picture inside the benchmark's file" if isinstance(source, bytes) else repr(str(source))
+        return image_ops.decode(source if isinstance(source, bytes) else source.read_bytes())
+    except (image_ops.BadRecord, OSError) as error:
+        name = (
+            "An image inside the benchmark's file"
+            if isinstance(source, bytes)
+            else repr(str(source))
+        )
         raise UserError(f"{name} cannot be read: {error}.") from None

@@ -1,4 +1,4 @@
-"""MMBench and SEED-Bench: one picture, and options to choose from."""
+"""MMBench and SEED-Bench: one image, and options to choose from."""
 
 import base64
 import importlib.util
@@ -6,30 +6,38 @@ import re
 
 from janus_jax.data import chat
 from janus_jax.errors import UserError
-from janus_jax.evaluate.understanding.base import Benchmark, Question, choice, read_json, read_tsv, shares, write_json_lines
+from janus_jax.evaluate.understanding.base import (
+    Question,
+    QuestionBenchmark,
+    choice_question,
+    means_by_group,
+    read_json,
+    read_tsv,
+    write_json_lines,
+)
 
 LETTERS = "ABCD"
-CIRCULAR = 1_000_000  # MMBench repeats a question with its options turned round at index + 1,000,000, 2,000,000, ...
-ABSENT = ("", "nan")  # how its tables write a hint or an option that is not there
-REFERENCE = 64  # an `image` no longer than this is the index of the row that holds the picture
+CIRCULAR = 1_000_000  # MMBench repeats questions with rotated options at index + 1,000,000, + 2,000,000, ...
+ABSENT = ("", "nan")  # how its tables write a hint or an option that does not exist
+REFERENCE = 64  # characters; a shorter `image` is the index of the row that has the image
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that Excel files cannot hold
 
 
-def letter_of(answer, options):
-    """The option that an answer names: by the one letter near its end, else by the one text; else "".
+def find_letter(answer, options):
+    """The option that an answer names: by the only letter near its end, else by the only option text; else "".
 
-    A letter far from the end is a word of the text, as the "A" that opens a sentence.
+    A letter far from the end is a word, such as the "A" at the beginning of a sentence.
     """
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", answer).split()
-    named = [letter for letter in options if letter in words]
-    if len(named) == 1 and words.index(named[0]) >= len(words) - 4:
-        return named[0]
-    told = [letter for letter, text in options.items() if text.lower() in answer.lower()]
-    return told[0] if len(told) == 1 else ""
+    letters = [letter for letter in options if letter in words]
+    if len(letters) == 1 and words.index(letters[0]) >= len(words) - 4:
+        return letters[0]
+    matches = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return matches[0] if len(matches) == 1 else ""
 
 
-class MMBench(Benchmark):
-    """Questions of 20 abilities. All rows are asked; the score is of those that are not circular repetitions."""
+class MMBench(QuestionBenchmark):
+    """Questions of 20 abilities. All rows are asked; circular repetitions are not scored."""
 
     name = "mmbench"
     layout = "one .tsv file of MMBench, with columns index, question, A, B, C, D, category and image (base64)"
@@ -37,29 +45,42 @@ class MMBench(Benchmark):
     def _questions(self, data):
         tables = [data] if data.is_file() else sorted(data.glob("*.tsv"))
         if len(tables) != 1:
-            raise UserError(f"{self.name}: {len(tables)} .tsv files in {str(data)!r}; expected {self.layout}.")
+            raise UserError(
+                f"{self.name}: {len(tables)} .tsv files in {str(data)!r}; expected {self.layout}."
+            )
         rows = read_tsv(tables[0])
-        encoded = {row["index"]: row.pop("image") for row in rows}
-        unbroken = {i: "".join(text.split()) for i, text in encoded.items()}
-        pictures = {i: base64.b64decode(text, validate=True) for i, text in unbroken.items() if len(text) > REFERENCE}
+        encoded = {row["index"]: "".join(row.pop("image").split()) for row in rows}
+        images = {
+            index: base64.b64decode(text, validate=True)
+            for index, text in encoded.items()
+            if len(text) > REFERENCE
+        }
         for row in rows:
             index = row["index"]
-            owner = index if index in pictures else encoded[index]
-            if owner not in pictures:
-                raise UserError(f"{self.name}: row {index} takes its picture from row {owner!r}, which has none.")
+            owner = index if index in images else encoded[index]
+            if owner not in images:
+                raise UserError(
+                    f"{self.name}: row {index} refers to the image of row {owner!r}, which has none."
+                )
             options = _options(row)
             if "A" not in options:
                 raise UserError(f"{self.name}: row {index} of {str(tables[0])!r} has no options.")
             hint = row.get("hint") or ""
-            text = choice(row["question"], options=options, hint="" if hint in ABSENT else hint)
+            text = choice_question(
+                row["question"], options=options, hint="" if hint in ABSENT else hint
+            )
             answer = row.get("answer") or ""
-            extra = {"answer": None if answer in ABSENT else answer, "category": row.get("category") or "", "row": row}
-            yield Question(str(int(index)), f"{chat.IMAGE}\n{text}", (pictures[owner],), extra)
+            extra = {
+                "answer": None if answer in ABSENT else answer,
+                "category": row.get("category") or "",
+                "row": row,
+            }
+            yield Question(str(int(index)), f"{chat.IMAGE}\n{text}", (images[owner],), extra)
 
     def _write(self, out, pairs):
-        """Writes the .xlsx that the server takes, where openpyxl is installed; else a .tsv of the same columns."""
+        """Writes the .xlsx that the server takes if openpyxl is installed; else a .tsv of the same columns."""
         columns = [*pairs[0][0].extra["row"], "prediction"]
-        rows = [{**q.extra["row"], "prediction": a} for q, a in pairs]
+        rows = [{**q.extra["row"], "prediction": answer} for q, answer in pairs]
         if importlib.util.find_spec("openpyxl") is None:
             path = out / "mmbench_predictions.tsv"
             cells = [columns, *([" ".join(row[c].split()) for c in columns] for row in rows)]
@@ -67,45 +88,61 @@ class MMBench(Benchmark):
             return [path]
         import openpyxl  # optional: it only writes this file
 
-        path, book = out / "mmbench_predictions.xlsx", openpyxl.Workbook()
+        path = out / "mmbench_predictions.xlsx"
+        book = openpyxl.Workbook()
         book.active.append(columns)
         for row in rows:
-            book.active.append([int(row[c]) if c == "index" else CONTROL.sub("", row[c]) for c in columns])
+            book.active.append(
+                [int(row[c]) if c == "index" else CONTROL.sub("", row[c]) for c in columns]
+            )
         for cell in (cell for line in book.active for cell in line if cell.data_type == "f"):
-            cell.data_type = "s"  # an answer that opens with "=" is text
+            cell.data_type = "s"  # an answer that starts with "=" is text, not a formula
         book.save(path)
         return [path]
 
     def _score(self, pairs):
-        pairs = [(q, a) for q, a in pairs if int(q.id) < CIRCULAR]
-        right = [letter_of(a, _options(q.extra["row"])) == q.extra["answer"] for q, a in pairs]
-        return shares(right, [q.extra["category"] for q, _ in pairs])
+        pairs = [(q, answer) for q, answer in pairs if int(q.id) < CIRCULAR]
+        correct = [
+            find_letter(answer, _options(q.extra["row"])) == q.extra["answer"]
+            for q, answer in pairs
+        ]
+        return means_by_group(correct, [q.extra["category"] for q, _ in pairs])
 
 
 def _options(row):
-    return {letter: row[letter] for letter in LETTERS if row.get(letter) and row[letter] not in ABSENT}
+    return {
+        letter: row[letter] for letter in LETTERS if row.get(letter) and row[letter] not in ABSENT
+    }
 
 
-class SeedBench(Benchmark):
-    """The picture questions of SEED-Bench; those about videos are left out, as in the papers."""
+class SeedBench(QuestionBenchmark):
+    """The image questions of SEED-Bench; the video questions are left out, as in the papers."""
 
     name = "seed-bench"
-    layout = "SEED-Bench.json, and the pictures in SEED-Bench-image/"
+    layout = "SEED-Bench.json, and the images in SEED-Bench-image/"
 
     def _questions(self, data):
-        pictures = self._folder(data, "SEED-Bench-image")
+        folder = self._folder(data, "SEED-Bench-image")
         for row in read_json(self._file(data, "SEED-Bench.json"))["questions"]:
             if row.get("data_type", "image") == "image":
                 options = {letter: str(row[f"choice_{letter.lower()}"]) for letter in LETTERS}
-                extra = {"answer": row.get("answer"), "type": int(row["question_type_id"]), "options": options}
-                picture = pictures / row["data_id"]
-                content = f"{chat.IMAGE}\n{choice(row['question'], options=options)}"
-                yield Question(str(row["question_id"]), content, (picture,), extra)
+                extra = {
+                    "answer": row.get("answer"),
+                    "type": int(row["question_type_id"]),
+                    "options": options,
+                }
+                content = f"{chat.IMAGE}\n{choice_question(row['question'], options=options)}"
+                yield Question(str(row["question_id"]), content, (folder / row["data_id"],), extra)
 
     def _write(self, out, pairs):
-        rows = [{"question_id": q.id, "prediction": letter_of(a, q.extra["options"])} for q, a in pairs]
+        rows = [
+            {"question_id": q.id, "prediction": find_letter(answer, q.extra["options"])}
+            for q, answer in pairs
+        ]
         return [write_json_lines(out / "seed-bench_predictions.jsonl", rows)]
 
     def _score(self, pairs):
-        right = [letter_of(a, q.extra["options"]) == q.extra["answer"] for q, a in pairs]
-        return shares(right, [q.extra["type"] for q, _ in pairs])
+        correct = [
+            find_letter(answer, q.extra["options"]) == q.extra["answer"] for q, answer in pairs
+        ]
+        return means_by_group(correct, [q.extra["type"] for q, _ in pairs])

@@ -1,8 +1,8 @@
-"""How VQA answers are made comparable, and the share of people who gave the same one."""
+"""VQA accuracy: normalisation of answers, and their agreement with those of people."""
 
 import re
 
-# How the benchmark spells contractions. Its table lists, for each, the spellings with one apostrophe left out.
+# Contractions as the benchmark spells them. Its table maps spellings with one apostrophe missing to these.
 CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd've he's how'd
 how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't
@@ -13,27 +13,32 @@ who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't w
 you'd you'd've you'll you're you've he'd
 """.split()
 SPELLINGS = {w[:i] + w[i + 1 :]: w for w in CONTRACTIONS for i, c in enumerate(w) if c == "'"}
-SPELLINGS["somebody'd"] = "somebodyd"  # the wrong way round there too
-NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+SPELLINGS["somebody'd"] = "somebodyd"  # the benchmark's table has it in this direction
+NUMBERS = {
+    w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
 ARTICLES = ("a", "an", "the")
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def normalise(text):
-    """One spelling for answers that differ in marks, articles, number words, apostrophes or case.
+    """One spelling for answers that differ in punctuation, articles, number words, apostrophes or case.
 
-    A mark is dropped where it stands beside a space somewhere or digits are grouped by commas, else it separates words.
+    A punctuation mark is removed if the text has it next to a space, or has digits grouped by commas; otherwise it
+    becomes a space.
     """
-    grouped, out = re.search(r"\d,\d", text), text
+    has_grouped_digits = re.search(r"\d,\d", text)
+    out = text
     for mark in MARKS:
-        out = out.replace(mark, "" if grouped or f"{mark} " in text or f" {mark}" in text else " ")
-    out = re.sub(r"\.(?!\d)", "", out, count=32)  # the benchmark's own script stops at 32
+        remove = has_grouped_digits or f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if remove else " ")
+    out = re.sub(r"\.(?!\d)", "", out, count=32)  # the benchmark's own script stops after 32
     words = (NUMBERS.get(word, word) for word in out.lower().split())
     return " ".join(SPELLINGS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def agreement(answer, references):
-    """Mean over the people, each left out in turn, of min(1, others who gave this answer / 3)."""
+    """Mean over the references, each left out in turn, of min(1, number of other references with this answer / 3)."""
     same = sum(r == answer for r in references)
     return sum(min(1, (same - (r == answer)) / 3) for r in references) / len(references)
 
@@ -44,7 +49,7 @@ def one_line(text):
 
 
 def vqa_accuracy(answer, references):
-    """Soft accuracy as VQA's own script has it: answers are normalised only where people disagree."""
+    """Soft accuracy as in VQA's own script, which normalises answers only if the references differ."""
     answer, *references = map(one_line, (answer, *references))
     if len(set(references)) > 1:
         answer, *references = map(normalise, (answer, *references))

@@ -79,7 +79,7 @@ def test_the_reader_is_exact_on_three_thousand_pictures(record_property):
             wanted = [list(t[:3]) for t in scene.things]
             found = reader.read(world.render(rng, scene))
             right.append(
-                reader.fits(found, wanted=wanted, relation=scene.relation)
+                reader.fits(found, expected=wanted, relation=scene.relation)
                 if category != "counting"
                 else sorted(t[:3] for t in found) == sorted(t[:3] for t in scene.things)
             )

@@ -1,4 +1,4 @@
-"""Writes the `shapes` set: records to draw and to understand, held-out prompts, a text tokenizer of its texts."""
+"""Writes the `shapes` data set: generation, understanding and text records, held-out prompts, a text tokenizer."""
 
 import functools
 import multiprocessing
@@ -13,10 +13,16 @@ from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.shapes import world
 
-COUNTS = {"objects": 10_000, "scenes": 26_000, "captions": 20_000, "questions": 14_000, "text": 4_000}
+COUNTS = {
+    "objects": 10_000,
+    "scenes": 26_000,
+    "captions": 20_000,
+    "questions": 14_000,
+    "text": 4_000,
+}
 HELD_OUT = 1_200  # questions
-QUESTIONS = 4  # about a training picture
-CHUNK = 500
+QUESTIONS = 4  # per training image
+CHUNK = 500  # records with a random generator of their own
 VOCAB = 512
 ROLES = ("<|User|>", "<|Assistant|>")
 
@@ -27,30 +33,32 @@ def _scene(rng, split):
 
 
 def object_record(rng):
-    """To draw: a lone object."""
-    return _drawing(rng, world.sample_scene(rng, category=world.pick(rng, ("single_object", "colors")), split="train"))
+    """Generation: one object."""
+    category = world.pick(rng, ("single_object", "colors"))
+    return _generation_record(rng, world.sample_scene(rng, category=category, split="train"))
 
 
 def scene_record(rng):
-    """To draw: a scene of any category."""
-    return _drawing(rng, _scene(rng, "train"))
+    """Generation: a scene of any category."""
+    return _generation_record(rng, _scene(rng, "train"))
 
 
-def _drawing(rng, scene):
-    """A picture and its category's prompt, or half the time one that says everything."""
+def _generation_record(rng, scene):
+    """An image with the prompt of its category, or in half of the records with the full caption."""
     prompt = world.caption(scene) if rng.random() < 1 / 2 else world.prompt(rng, scene)
     return {"image": world.encode_png(world.render(rng, scene)), "prompt": prompt}
 
 
 def caption_record(rng):
-    """To understand: a picture and everything there is to say of it."""
+    """Understanding: an image and its full caption."""
     scene = _scene(rng, "train")
     return {"image": world.encode_png(world.render(rng, scene)), "caption": world.caption(scene)}
 
 
 def question_record(rng):
-    """To understand: a conversation about a picture."""
-    scene, turns = _scene(rng, "train"), []
+    """Understanding: a conversation about an image."""
+    scene = _scene(rng, "train")
+    turns = []
     for _ in range(QUESTIONS):
         _, question, answer = world.question(rng, scene)
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -67,7 +75,7 @@ def held_out_record(rng):
 
 
 def text_record(rng):
-    """A sentence about the same world."""
+    """Text: a sentence about the same world."""
     return {"text": world.sentence(rng)}
 
 
@@ -82,42 +90,47 @@ FILES = {
 
 
 def _chunk(job, *, seed):
-    """One chunk of a file; its random numbers depend on nothing but its own place."""
+    """The records of one chunk, which depend only on seed, file and number of the chunk."""
     name, number, size = job
     rng = np.random.default_rng((seed, list(FILES).index(name), number))
     return job, [FILES[name](rng) for _ in range(size)]
 
 
 def write(out, *, seed=0, scale=1.0, workers=None):
-    """Writes the whole set into a folder.
+    """Writes the whole data set to a folder.
 
     Args:
       out: the folder.
       seed: of the world.
       scale: multiplies the number of training records.
-      workers: processes; None takes one a core. The files do not depend on it.
+      workers: processes; by default one per core. The files do not depend on it.
 
     Returns:
-      dict of counts, the majority-answer baseline among them, also written as about.json.
+      dict of record counts, seed and majority-answer baseline, also written as about.json.
     """
     out = Path(out)
     make_folder(out)
-    wanted = {f"{name}-train": int(n * scale) for name, n in COUNTS.items()} | {"questions-heldout": HELD_OUT}
-    jobs = [(name, start // CHUNK, min(CHUNK, n - start)) for name, n in wanted.items() for start in range(0, n, CHUNK)]
+    counts = {f"{name}-train": int(n * scale) for name, n in COUNTS.items()}
+    counts["questions-heldout"] = HELD_OUT
+    jobs = [
+        (name, start // CHUNK, min(CHUNK, count - start))
+        for name, count in counts.items()
+        for start in range(0, count, CHUNK)
+    ]
     records = defaultdict(list)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        made = pool.imap(functools.partial(_chunk, seed=seed), jobs)  # in order, whatever the workers
-        for (name, *_), part in rich.progress.track(made, description="shapes", total=len(jobs)):
+        chunks = pool.imap(functools.partial(_chunk, seed=seed), jobs)  # in the order of the jobs
+        for (name, *_), part in rich.progress.track(chunks, description="shapes", total=len(jobs)):
             records[name] += part
     for name, part in records.items():
         write_array_record(out / f"{name}.array_record", part)
     write_json(out / "prompts.json", world.held_out_prompts(seed=seed))
 
-    said = ("prompt", "text", "caption", "question", "answer")
-    words = [r[k] for part in records.values() for r in part for k in said if k in r]
-    words += [turn["content"] for r in records["questions-train"] for turn in r["conversation"]]
-    words += [chat.CAPTION] * 1000
-    tokens = tokenizer.train(words, vocab_size=VOCAB, extra=ROLES)
+    fields = ("prompt", "text", "caption", "question", "answer")
+    texts = [r[field] for part in records.values() for r in part for field in fields if field in r]
+    texts += [turn["content"] for r in records["questions-train"] for turn in r["conversation"]]
+    texts += [chat.CAPTION] * 1000
+    tokens = tokenizer.train(texts, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)
 
     about = {"records": {name: len(part) for name, part in records.items()}, "seed": seed}
@@ -127,9 +140,9 @@ def write(out, *, seed=0, scale=1.0, workers=None):
 
 
 def majority_baseline(records):
-    """Accuracy on questions of always giving each kind's most frequent answer."""
+    """Accuracy of the most frequent answer to each kind of question."""
     answers = defaultdict(Counter)
     for r in records:
         answers[r["kind"]][r["answer"]] += 1
-    right = sum(c.most_common(1)[0][1] for c in answers.values())
-    return round(right / len(records), 4)
+    correct = sum(counter.most_common(1)[0][1] for counter in answers.values())
+    return round(correct / len(records), 4)

@@ -1,10 +1,9 @@
-"""Reads a `shapes` picture: which objects it shows, and whether they are what a prompt asks for.
+"""Reads a `shapes` image: which objects it shows, and whether they match a prompt.
 
-Exact in the sense of GenEval, without a detector: blobs are cut out of the light ground, each is matched with drawn
-outlines of every shape over a grid of sizes and angles, and its colour is the nearest of the palette.
+It takes the place of GenEval's detector: connected regions that differ from the light background are compared with
+outlines of every shape at a grid of sizes and angles, and their color is the nearest of the palette.
 """
 
-from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -13,11 +12,11 @@ from scipy import ndimage
 
 from janus_jax.shapes import world
 
-WINDOW = 36  # side of the window that blobs are compared in, pixels
-MIN_AREA = 40  # smaller blobs are specks: too small to be an object, too large to overlook
-SPECK = 12  # anything below is noise of the tokenizer
-MIN_OVERLAP = 0.72  # intersection over union that a blob must reach with some outline
-FOREGROUND = 95.0  # RGB distance from the ground
+WINDOW = 36  # side of the window in which regions are compared, pixels
+MIN_AREA = 40  # pixels; a smaller region is no object, but it makes the image wrong
+NOISE = 12  # pixels; smaller regions are ignored, the image tokenizer causes them
+MIN_OVERLAP = 0.72  # intersection over union of a region with its best outline
+FOREGROUND = 95.0  # RGB distance from the background
 
 
 @cache
@@ -30,16 +29,19 @@ def _templates():
                 image = Image.new("L", (WINDOW * 4, WINDOW * 4))
                 points = world.outline(name, x=0, y=0, radius=radius, angle=angle) * 4
                 ImageDraw.Draw(image).polygon([tuple(p + WINDOW * 2) for p in points], fill=255)
-                mask = np.asarray(image.resize((WINDOW, WINDOW), Image.Resampling.BOX), np.float32) / 255
-                masks.append(_centre(mask))
+                mask = (
+                    np.asarray(image.resize((WINDOW, WINDOW), Image.Resampling.BOX), np.float32)
+                    / 255
+                )
+                masks.append(_center(mask))
                 names.append(name)
                 radii.append(radius)
     masks = np.stack(masks)
     return masks, masks.sum(axis=(1, 2)), names, np.array(radii)
 
 
-def _centre(coverage):
-    """Moves the centroid of a coverage map to the middle of a WINDOW x WINDOW frame."""
+def _center(coverage):
+    """Moves the centroid of a coverage map to the center of a WINDOW x WINDOW map."""
     y, x = ndimage.center_of_mass(coverage)
     rows = np.arange(WINDOW) - WINDOW / 2 + y
     columns = np.arange(WINDOW) - WINDOW / 2 + x
@@ -47,65 +49,72 @@ def _centre(coverage):
 
 
 def read(pixels):
-    """Finds the objects of a picture.
+    """Finds the objects of an image.
 
     Args:
       pixels: uint8[64, 64, 3].
 
     Returns:
-      list of `shapes.Thing`; a blob that looks like no shape has the shape ''.
+      list of `world.Thing`; a region that matches no shape has the shape ''.
     """
     rgb = pixels.astype(np.float32)
-    ground = np.median(rgb.reshape(-1, 3), axis=0)
-    distance = np.linalg.norm(rgb - ground, axis=-1)
+    background = np.median(rgb.reshape(-1, 3), axis=0)
+    distance = np.linalg.norm(rgb - background, axis=-1)
     labels, count = ndimage.label(distance > FOREGROUND)
     palette = np.array(list(world.COLORS.values()), np.float32)
+    names = list(world.COLORS)
     things = []
     for i in range(1, count + 1):
-        blob = labels == i
-        if blob.sum() < SPECK:
+        region = labels == i
+        if region.sum() < NOISE:
             continue
-        core = ndimage.binary_erosion(blob)
-        color = np.median(rgb[core if core.any() else blob], axis=0)
-        near = ndimage.binary_dilation(blob) & (blob | (labels == 0))
-        coverage = np.where(near, distance / np.linalg.norm(color - ground), 0).clip(0, 1)
+        core = ndimage.binary_erosion(region)
+        color = np.median(rgb[core if core.any() else region], axis=0)
+        near = ndimage.binary_dilation(region) & (region | (labels == 0))
+        coverage = np.where(near, distance / np.linalg.norm(color - background), 0).clip(0, 1)
         shape, size = _shape_and_size(coverage)
-        name = list(world.COLORS)[int(np.argmin(np.linalg.norm(palette - color, axis=-1)))]
+        name = names[int(np.argmin(np.linalg.norm(palette - color, axis=-1)))]
         y, x = ndimage.center_of_mass(coverage)
         things.append(world.Thing(size, name, shape, x, y))
     return things
 
 
 def _shape_and_size(coverage):
-    """The outline that overlaps best among those of about the same area; '' for a shape that none fits."""
+    """Shape and size of the best outline of similar area; '' if none overlaps enough."""
     masks, areas, names, radii = _templates()
     area = coverage.sum()
     near = np.flatnonzero(abs(areas / area - 1) < 0.3)
     if area < MIN_AREA or not len(near):
         return "", ""
-    blob = _centre(coverage)
-    overlap = np.minimum(masks[near], blob).sum(axis=(1, 2)) / np.maximum(masks[near], blob).sum(axis=(1, 2))
+    region = _center(coverage)
+    intersection = np.minimum(masks[near], region).sum(axis=(1, 2))
+    union = np.maximum(masks[near], region).sum(axis=(1, 2))
+    overlap = intersection / union
     best = near[int(np.argmax(overlap))]
     size = min(world.SIZES, key=lambda s: abs(world.SIZES[s] - radii[best]))
     return names[best] if overlap.max() >= MIN_OVERLAP else "", size
 
 
-def fits(things, *, wanted, relation):
-    """Whether the objects of a picture are just what a prompt asks for, no more and no fewer.
+def fits(things, *, expected, relation):
+    """Whether an image has exactly the objects of a prompt.
 
     Args:
-      things: what `read` found.
-      wanted: [[size, color, shape], ...]; '' leaves an attribute open.
-      relation: what the first wanted object is to the second, or ''.
+      things: result of `read`.
+      expected: [[size, color, shape], ...]; '' leaves an attribute open.
+      relation: of the first expected object to the second, or ''.
     """
-    if len(things) != len(wanted):
+    if len(things) != len(expected):
         return False
-    matches = lambda thing, want: all(w in ("", n) for w, n in zip(want, thing[:3], strict=True))
-    if len(wanted) == 2 and wanted[0] != wanted[1]:
-        orders = (things, things[::-1])
-        return any(
-            matches(a, wanted[0]) and matches(b, wanted[1]) and relation in ("", world.relation_of(a, b, margin=0.0))
-            for a, b in orders
-        )
-    alike = Counter(tuple(w) for w in wanted)
-    return all(matches(t, w) for t in things for w in alike)
+    if len(expected) == 2 and expected[0] != expected[1]:
+        first, second = expected
+        for a, b in (things, things[::-1]):
+            right_relation = relation in ("", world.relation_of(a, b, margin=0.0))
+            if _matches(a, first) and _matches(b, second) and right_relation:
+                return True
+        return False
+    return all(_matches(thing, attributes) for thing in things for attributes in expected)
+
+
+def _matches(thing, attributes):
+    """Whether an object has the given size, color and shape; '' leaves one open."""
+    return all(name in ("", own) for name, own in zip(attributes, thing[:3], strict=True))

@@ -1,7 +1,7 @@
-"""Scores a model on `shapes`: held-out questions, and held-out prompts drawn and read by the exact reader.
+"""Scores a model on `shapes`: held-out questions, and images of held-out prompts that are read by the exact reader.
 
-Beside the score stand its ceiling, real held-out pictures through the picture tokenizer and back, and its floor, the
-same drawings held against other prompts of their category.
+The ceiling of the score is that of rendered images after the image tokenizer and back; the floor is that of the
+model's images for other prompts of the category.
 """
 
 import io
@@ -24,7 +24,9 @@ def load_prompts(data):
     path = Path(data) / "prompts.json"
     try:
         prompts = json.loads(path.read_text())
-        if all(p["prompt"] and p["things"] for category in world.CATEGORIES for p in prompts[category]):
+        if all(
+            p["prompt"] and p["things"] for category in world.CATEGORIES for p in prompts[category]
+        ):
             return prompts
     except (OSError, ValueError, LookupError, TypeError):
         pass
@@ -35,93 +37,115 @@ def load_prompts(data):
 
 def load_questions(data):
     """The held-out questions of a `shapes` folder, a list of records."""
-    source = Source("heldout", kind="array_record", path=str(Path(data) / "questions-heldout.array_record"))
+    source = Source(
+        "heldout", kind="array_record", path=str(Path(data) / "questions-heldout.array_record")
+    )
     return [source[i] for i in range(len(source))]
 
 
 def combinations(prompts):
-    """{category: how many different scenes its prompts ask for}; the rest is wording."""
-    return {c: len({json.dumps([p["things"], p["relation"]]) for p in ps}) for c, ps in prompts.items()}
+    """{category: number of different scenes of its prompts}; other prompts differ in wording only."""
+    return {
+        c: len({json.dumps([p["things"], p["relation"]]) for p in ps}) for c, ps in prompts.items()
+    }
 
 
 def understanding(sampler, records, *, batch=BATCH):
-    """Share of held-out questions answered word for word, overall and by kind of question."""
-    right, kinds = [], [r["kind"] for r in records]
+    """Share of held-out questions with exactly the right answer, overall and by kind of question."""
+    kinds = [r["kind"] for r in records]
+    correct = []
     for start in rich.progress.track(range(0, len(records), batch), description="questions"):
         part = records[start : start + batch]
         images = [Image.open(io.BytesIO(r["image"])).convert("RGB") for r in part]
-        answers = sampler.ask(*_padded(images, [r["question"] for r in part], size=batch), max_tokens=8)
-        right += [a == r["answer"] for a, r in zip(answers, part, strict=False)]
-    by_kind = {k: float(np.mean([r for r, kind in zip(right, kinds, strict=True) if kind == k])) for k in sorted(set(kinds))}
-    return {"accuracy": float(np.mean(right)), "questions": len(right), "by_kind": by_kind}
+        answers = sampler.ask(
+            *_padded(images, [r["question"] for r in part], size=batch), max_tokens=8
+        )
+        correct += [answer == r["answer"] for answer, r in zip(answers, part, strict=False)]
+    by_kind = {
+        kind: float(np.mean([c for c, k in zip(correct, kinds, strict=True) if k == kind]))
+        for kind in sorted(set(kinds))
+    }
+    return {"accuracy": float(np.mean(correct)), "questions": len(correct), "by_kind": by_kind}
 
 
 def _padded(*lists, size=BATCH):
-    """Fills the last batch up, so that one size is compiled."""
+    """Pads lists to `size` by their last element, so that one batch size is compiled."""
     return [part + part[-1:] * (size - len(part)) for part in lists]
 
 
 def draw_all(sampler, prompts, *, seeds, guidance, batch=BATCH):
-    """Draws every prompt with every seed: {category: uint8[prompts, len(seeds), h, w, 3]}."""
-    texts = [p["prompt"] for ps in prompts.values() for p in ps]
-    pictures, at_once = [], max(batch // len(seeds), 1)
-    for start in rich.progress.track(range(0, len(texts), at_once), description="drawings"):
-        part = texts[start : start + at_once]
-        (padded,) = _padded(part, size=at_once)
-        pictures += list(sampler.draw(padded, seeds=[seeds] * at_once, guidance=guidance)[: len(part)])
-    cut, out = 0, {}
-    for category, ps in prompts.items():
-        out[category] = np.stack(pictures[cut : cut + len(ps)])
-        cut += len(ps)
-    return out
+    """Generates an image per prompt and seed: {category: uint8[prompts, len(seeds), h, w, 3]}."""
+    texts = [p["prompt"] for part in prompts.values() for p in part]
+    count = max(batch // len(seeds), 1)
+    images = []
+    for start in rich.progress.track(range(0, len(texts), count), description="drawings"):
+        part = texts[start : start + count]
+        (padded,) = _padded(part, size=count)
+        images += list(sampler.draw(padded, seeds=[seeds] * count, guidance=guidance)[: len(part)])
+    by_category, start = {}, 0
+    for category, part in prompts.items():
+        by_category[category] = np.stack(images[start : start + len(part)])
+        start += len(part)
+    return by_category
 
 
-def score(drawings, prompts):
-    """What share of the drawings fit their prompt, and what share fits the next prompt of the category but one.
+def score(images, prompts):
+    """Share of images that match their prompt, and share that match another prompt of their category.
 
     Args:
-      drawings: {category: uint8[prompts, seeds, h, w, 3]}.
+      images: {category: uint8[prompts, seeds, h, w, 3]}.
       prompts: {category: [{'prompt', 'things', 'relation'}]}.
 
     Returns:
       two dicts, {category: share} and 'overall', their plain mean: the score and its floor.
     """
-    good, floor = {}, {}
-    for category, pictures in drawings.items():
-        found = [[reader.read(p) for p in row] for row in pictures]
-        fit = lambda i, j, found=found, ps=prompts[category]: np.mean(
-            [reader.fits(t, wanted=ps[j]["things"], relation=ps[j]["relation"]) for t in found[i]]
+    scores, floor = {}, {}
+    for category, rows in images.items():
+        things = [[reader.read(image) for image in row] for row in rows]
+        part = prompts[category]
+        scores[category] = float(np.mean([_share(things[i], part[i]) for i in range(len(rows))]))
+        order = np.random.default_rng(0).permutation(len(rows))
+        others = np.roll(order, 1)
+        floor[category] = float(
+            np.mean([_share(things[i], part[j]) for i, j in zip(order, others, strict=True)])
         )
-        n, order = len(pictures), np.random.default_rng(0).permutation(len(pictures))
-        good[category] = float(np.mean([fit(i, i) for i in range(n)]))
-        floor[category] = float(np.mean([fit(int(i), int(j)) for i, j in zip(order, np.roll(order, 1), strict=True)]))
-    for table in (good, floor):
+    for table in (scores, floor):
         table["overall"] = float(np.mean(list(table.values())))
-    return good, floor
+    return scores, floor
+
+
+def _share(things_of_images, prompt):
+    """Share of images, given by their objects, that match a prompt."""
+    return np.mean(
+        [
+            reader.fits(things, expected=prompt["things"], relation=prompt["relation"])
+            for things in things_of_images
+        ]
+    )
 
 
 def ceiling(sampler, prompts, *, seed=0):
-    """The score of real pictures for the prompts, after the picture tokenizer and back."""
-    rng, real = np.random.default_rng((seed, 77)), {}
-    for category, ps in prompts.items():
-        pictures = [_real_picture(rng, category, p) for p in ps]
-        back = []
-        for start in range(0, len(pictures), BATCH):
-            (part,) = _padded(pictures[start : start + BATCH])
-            back += list(sampler.reconstruct(np.stack(part)))
-        real[category] = np.stack(back[: len(ps)])[:, None]
-    return score(real, prompts)[0]
+    """The score of rendered images of the prompts, after the image tokenizer and back."""
+    rng = np.random.default_rng((seed, 77))
+    reconstructed = {}
+    for category, part in prompts.items():
+        images = [render_prompt(rng, category, prompt) for prompt in part]
+        outputs = []
+        for start in range(0, len(images), BATCH):
+            (padded,) = _padded(images[start : start + BATCH])
+            outputs += list(sampler.reconstruct(np.stack(padded)))
+        reconstructed[category] = np.stack(outputs[: len(part)])[:, None]
+    return score(reconstructed, prompts)[0]
 
 
-def _real_picture(rng, category, prompt):
-    """Draws a scene that a prompt describes, open attributes at random."""
+def render_prompt(rng, category, prompt):
+    """Renders a scene of a prompt, uint8[64, 64, 3]; attributes that it leaves open are random."""
     pick = lambda name, names: name or str(rng.choice(list(names)))
-    first = None
     while True:
         things = []
         for size, color, shape in prompt["things"]:
             size = pick(size, ("small", "medium") if category == "counting" else world.SIZES)
             things.append(world.Thing(size, pick(color, world.COLORS), pick(shape, world.SHAPES)))
-        first = world.place(rng, world.Scene(category, tuple(things), prompt["relation"]))
-        if first is not None:
-            return world.render(rng, first)
+        scene = world.place(rng, world.Scene(category, tuple(things), prompt["relation"]))
+        if scene is not None:
+            return world.render(rng, scene)

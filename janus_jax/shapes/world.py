@@ -1,13 +1,13 @@
-"""`shapes`: a small world of coloured shapes, in the six categories of GenEval, with an exact train / held-out split.
+"""`shapes`: a small world of colored shapes, in the six categories of GenEval, with an exact train / held-out split.
 
-A scene holds one to four objects at free positions on a light ground. Held out are *combinations*, for every scene of
-the training set, whatever its category:
+A scene has one to four objects at random positions on a light background. *Combinations* are held out, from all
+categories of the training set:
 
-    a lone object      3 of the 18 (size, shape) and 6 of the 48 (colour, shape) pairs never stand alone
-    several alike      18 of the 144 (count, colour, shape) triples never occur
-    two different      3 of the 15 pairs of shapes never meet
+    one object             3 of the 18 (size, shape) and 6 of the 48 (color, shape) pairs
+    several of one kind    18 of the 144 (count, color, shape) triples
+    two different shapes   3 of the 15 pairs of shapes
 
-so a held-out prompt always asks for something no training picture shows, made of parts that all are known.
+So a held-out prompt always describes something that no training image shows, made of parts that training images show.
 """
 
 import io
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 64  # pixels a side
+SIZE = 64  # width and height of an image, pixels
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLORS = {
     "red": (214, 39, 40),
@@ -30,23 +30,44 @@ COLORS = {
     "purple": (130, 40, 170),
     "black": (25, 25, 25),
 }
-SIZES = {"small": 7.0, "medium": 10.0, "large": 13.5}  # radius of the circle of the same reach, pixels
+SIZES = {
+    "small": 7.0,
+    "medium": 10.0,
+    "large": 13.5,
+}  # radius of the circle, pixels; other shapes are of similar size
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 SHARES = (0.10, 0.18, 0.20, 0.12, 0.20, 0.20)  # of the training scenes, in the order of CATEGORIES
-OPENERS = ("", *(f"{a} {b} " for a in ("a picture", "a photo", "an image", "a drawing") for b in ("of", "with", "showing")))
+OPENERS = (
+    "",
+    *(
+        f"{a} {b} "
+        for a in ("a picture", "a photo", "an image", "a drawing")
+        for b in ("of", "with", "showing")
+    ),
+)
 CLOSERS = ("", ".", " on a plain ground")
 GROUND = 244
-REACH, GAP = 1.2, 2.0  # corners stand out over the radius; pixels between two objects
+REACH = 1.2  # distance of the corners from the center, in radii
+GAP = 2.0  # between two objects, pixels
 
-LONE_COLORS = (1, 4, 7, 2, 5, 0)  # of each shape, the place of the colour that it never has when alone
-HELD_OUT_PAIRS = tuple(frozenset(p) for p in (("circle", "star"), ("square", "cross"), ("triangle", "diamond")))
+LONE_COLORS = (
+    1,
+    4,
+    7,
+    2,
+    5,
+    0,
+)  # of each shape, the index of the color that a single object of it never has
+HELD_OUT_PAIRS = tuple(
+    frozenset(p) for p in (("circle", "star"), ("square", "cross"), ("triangle", "diamond"))
+)
 
 
 class Thing(NamedTuple):
-    """One object: its names, and where and how it is drawn."""
+    """One object: its names, its position and radius in pixels, and its angle in degrees."""
 
     size: str
     color: str
@@ -66,17 +87,17 @@ class Scene(NamedTuple):
 
 
 def pick(rng, names):
-    """One of some names."""
+    """A random one of `names`."""
     return tuple(names)[rng.integers(len(names))]
 
 
 def two(rng, names):
-    """Two different names."""
+    """Two random, different ones of `names`."""
     return tuple(tuple(names)[i] for i in rng.permutation(len(names))[:2])
 
 
 def held_out(scene):
-    """Whether a scene shows a held-out combination, by the table at the top of this file."""
+    """Whether a scene has a held-out combination, by the table at the top of this file."""
     things = scene.things
     shape, color, size = (list(names).index(n) for names, n in zip(
         (SHAPES, COLORS, SIZES), (things[0].shape, things[0].color, things[0].size), strict=True))  # fmt: skip
@@ -88,7 +109,7 @@ def held_out(scene):
 
 
 def sample_scene(rng, *, category, split):
-    """Draws a scene of a category from 'train' or 'heldout' by rejection, then places its objects."""
+    """A random scene of a category from 'train' or 'heldout', by rejection, with its objects placed."""
     while True:
         scene = _compose(rng, category)
         if _tests_its_category(scene) if split == "heldout" else not held_out(scene):
@@ -98,9 +119,13 @@ def sample_scene(rng, *, category, split):
 
 
 def _tests_its_category(scene):
-    """Held out by what the category's prompt names: size and shape alone, or colour and shape, not just either."""
+    """Whether what the category's prompt names is held out: size and shape, color and shape, or the combination."""
     thing = scene.things[0]
-    shape, color, size = SHAPES.index(thing.shape), list(COLORS).index(thing.color), list(SIZES).index(thing.size)
+    shape, color, size = (
+        SHAPES.index(thing.shape),
+        list(COLORS).index(thing.color),
+        list(SIZES).index(thing.size),
+    )
     if scene.category == "single_object":
         return shape == 2 * size
     if scene.category == "colors":
@@ -109,7 +134,9 @@ def _tests_its_category(scene):
 
 
 def _compose(rng, category):
-    thing = lambda **kw: Thing(**{"size": pick(rng, SIZES), "color": pick(rng, COLORS), "shape": pick(rng, SHAPES), **kw})
+    thing = lambda **kw: Thing(
+        **{"size": pick(rng, SIZES), "color": pick(rng, COLORS), "shape": pick(rng, SHAPES), **kw}
+    )
     if category in ("single_object", "colors"):
         return Scene(category, (thing(),))
     if category == "counting":
@@ -119,11 +146,15 @@ def _compose(rng, category):
     first, second = two(rng, SHAPES)
     colors = two(rng, COLORS)
     relation = pick(rng, RELATIONS) if category == "position" else ""
-    return Scene(category, (thing(shape=first, color=colors[0]), thing(shape=second, color=colors[1])), relation)
+    return Scene(
+        category,
+        (thing(shape=first, color=colors[0]), thing(shape=second, color=colors[1])),
+        relation,
+    )
 
 
 def place(rng, scene, tries=60):
-    """Free positions without overlap; None when none was found. Radius and angle are jittered a little."""
+    """Random positions without overlap, radii and angles; None if no positions were found in `tries`."""
     n = len(scene.things)
     radii = np.array([SIZES[t.size] for t in scene.things]) + rng.uniform(-0.5, 0.5, size=n)
     angles = rng.uniform(-6, 6, size=n)
@@ -131,15 +162,21 @@ def place(rng, scene, tries=60):
     spots = rng.uniform(margin, SIZE - margin, size=(tries, n, 2))
     for spot in spots.tolist():
         placed = [t._replace(x=x, y=y) for t, (x, y) in zip(scene.things, spot, strict=True)]
-        far = ((math.dist(spot[i], spot[j]), REACH * (radii[i] + radii[j]) + GAP) for i, j in combinations(range(n), 2))
-        if all(d > limit for d, limit in far) and scene.relation in ("", relation_of(placed[0], placed[-1])):
+        far = (
+            (math.dist(spot[i], spot[j]), REACH * (radii[i] + radii[j]) + GAP)
+            for i, j in combinations(range(n), 2)
+        )
+        if all(d > limit for d, limit in far) and scene.relation in (
+            "",
+            relation_of(placed[0], placed[-1]),
+        ):
             jitter = zip(placed, radii.tolist(), angles.tolist(), strict=True)
             return scene._replace(things=tuple(t._replace(radius=r, angle=a) for t, r, a in jitter))
     return None
 
 
 def relation_of(a, b, margin=4.0):
-    """The relation of one object to another, by the longer axis; '' where neither axis leads by the margin."""
+    """Relation of object `a` to `b` along the longer axis; '' if no axis is longer by `margin` pixels."""
     dx, dy = b.x - a.x, b.y - a.y
     if abs(dx) > abs(dy) + margin:
         return "left of" if dx > 0 else "right of"
@@ -169,11 +206,13 @@ def outline(shape, *, x, y, radius, angle):
     if shape == "triangle":
         turns = turns + 0.5  # point upwards: y grows downwards
     theta = 2 * math.pi * turns + math.radians(angle)
-    return np.stack([x + radius * reach * np.cos(theta), y + radius * reach * np.sin(theta)], axis=-1)
+    return np.stack(
+        [x + radius * reach * np.cos(theta), y + radius * reach * np.sin(theta)], axis=-1
+    )
 
 
 def render(rng, scene, *, scale=4):
-    """Draws a scene: uint8[64, 64, 3]. Colours are jittered by a few levels."""
+    """Renders a scene: uint8[64, 64, 3]. Colors are jittered by a few levels."""
     image = Image.new("RGB", (SIZE * scale, SIZE * scale), (GROUND,) * 3)
     draw = ImageDraw.Draw(image)
     for t in scene.things:
@@ -201,7 +240,7 @@ def plural(noun):
 
 
 def describe(scene):
-    """What the category's prompt says of a scene, without opener and closer."""
+    """The description of a scene in its category's prompt, without opener and closer."""
     first, second = scene.things[0], scene.things[-1]
     return {
         "single_object": lambda: article(f"{first.size} {first.shape}"),
@@ -216,12 +255,12 @@ def describe(scene):
 
 
 def prompt(rng, scene):
-    """A prompt for a picture: opener, description, closer."""
+    """A prompt for a scene: opener, description, closer."""
     return f"{pick(rng, OPENERS)}{describe(scene)}{pick(rng, CLOSERS)}"
 
 
 def caption(scene):
-    """Everything there is to say of a scene."""
+    """The full description of a scene."""
     first, second = scene.things[0], scene.things[-1]
     full = lambda t: article(f"{t.size} {t.color} {t.shape}")
     if len(scene.things) == 1:
@@ -233,7 +272,7 @@ def caption(scene):
 
 
 def question(rng, scene):
-    """A question about a scene and its answer; the kind is drawn evenly from those that fit the scene."""
+    """(kind, question, answer) about a scene; the kind is random among those that fit the scene."""
     first, second, count = scene.things[0], scene.things[-1], len(scene.things)
     alike = count > 1 and first.shape == second.shape
     thing = scene.things[int(rng.integers(count))]
@@ -254,18 +293,24 @@ def question(rng, scene):
         return kind, f"How many {noun} are there?", NUMBERS[count]
     if kind == "relation":
         other = second if thing is first else first
-        return kind, f"Is the {thing.shape} left of, right of, above or below the {other.shape}?", relation_of(thing, other)
-    asked = thing
-    if rng.random() < 0.5:  # a thing that is not there: its colour or its shape is another's
-        while any((t.color, t.shape) == (asked.color, asked.shape) for t in scene.things):
-            change = {"color": pick(rng, COLORS)} if rng.random() < 0.5 else {"shape": pick(rng, SHAPES)}
-            asked = thing._replace(**change)
-    there = "yes" if asked is thing else "no"
-    return kind, f"Is there {article(f'{asked.color} {asked.shape}')}?", there
+        return (
+            kind,
+            f"Is the {thing.shape} left of, right of, above or below the {other.shape}?",
+            relation_of(thing, other),
+        )
+    other = thing
+    if rng.random() < 0.5:  # an object that is not in the scene: with another color or shape
+        while any((t.color, t.shape) == (other.color, other.shape) for t in scene.things):
+            change = (
+                {"color": pick(rng, COLORS)} if rng.random() < 0.5 else {"shape": pick(rng, SHAPES)}
+            )
+            other = thing._replace(**change)
+    answer = "yes" if other is thing else "no"
+    return kind, f"Is there {article(f'{other.color} {other.shape}')}?", answer
 
 
 def sentence(rng):
-    """A text-only row about the same world."""
+    """A sentence about the same world."""
     kind = int(rng.integers(4))
     if kind == 0:
         scene = sample_scene(rng, category=pick(rng, CATEGORIES), split="train")
@@ -286,7 +331,7 @@ def sentence(rng):
 def held_out_prompts(*, per_category=100, seed=0):
     """The evaluation prompts: {category: [{'prompt', 'things': [[size, color, shape], ...], 'relation'}]}, all distinct.
 
-    Empty names in 'things' are attributes the prompt leaves open.
+    Attributes that a prompt leaves open are '' in 'things'.
     """
     rng = np.random.default_rng((seed, 1_000_003))
     named = {  # which of (size, color, shape) the prompt names
@@ -295,11 +340,14 @@ def held_out_prompts(*, per_category=100, seed=0):
     }  # fmt: skip
     prompts = {}
     for category in CATEGORIES:
-        found = {}
-        while len(found) < per_category:
+        by_text = {}
+        while len(by_text) < per_category:
             scene = sample_scene(rng, category=category, split="heldout")
-            keep = lambda t, on=named[category]: [n if k else "" for n, k in zip(t[:3], on, strict=True)]
+            attributes = lambda t, on=named[category]: [
+                name if use else "" for name, use in zip(t[:3], on, strict=True)
+            ]
             text = prompt(rng, scene)
-            found.setdefault(text, {"prompt": text, "things": [keep(t) for t in scene.things], "relation": scene.relation})
-        prompts[category] = list(found.values())
+            things = [attributes(t) for t in scene.things]
+            by_text.setdefault(text, {"prompt": text, "things": things, "relation": scene.relation})
+        prompts[category] = list(by_text.values())
     return prompts

@@ -6,6 +6,7 @@ and the same command continues.
 
 import functools
 import importlib
+import importlib.resources
 import math
 import re
 import sys
@@ -24,10 +25,25 @@ PACKAGE = str(Path(__file__).parent)
 flags.disclaim_key_flags()  # --help lists what is defined here by the command that defines it
 
 
+class _ConfigParser(config_flags.ConfigFileFlagParser):
+    """Reads the current folder's config file or, where it has none of that name, the installed one."""
+
+    def parse(self, path):
+        file, *stage = path.split(":", 1)
+        installed = importlib.resources.files("configs") / Path(file).name
+        if Path(file).parent == Path("configs") and not Path(file).exists() and installed.is_file():
+            file = str(installed)
+        return super().parse(":".join([file, *stage]))
+
+
 @functools.cache
 def config_flag():
-    """Defines --config, a file like configs/pro_7b.py or configs/pro_7b.py:2; once for all commands of a process."""
-    return config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for one stage.", lock_config=True)
+    """Defines --config, a file like configs/pro_7b.py or configs/pro_7b.py:2; once per process."""
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Config file, with :STAGE for one stage.", lock_config=True
+    )
+    flags.FLAGS["config"].parser = _ConfigParser("config", lock_config=True)
+    return holder
 
 
 class _Finite(flags.FloatParser):

@@ -97,7 +97,7 @@ def test_a_config_of_the_current_folder_comes_first(outside):
 
 
 def test_commands_run_in_any_folder(outside):
-    """The installed package, a user's folder of configs, and two of its pages that build on one another."""
+    """The installed package, and a folder of configs whose pages import one another."""
     for top in ("janus_jax", "configs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / top, outside / "site" / top, ignore=ignore)
@@ -129,3 +129,15 @@ def test_links_of_the_documentation_lead_to_files():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_map_of_files_is_complete():
+    text = (ROOT / "docs/files.md").read_text()
+    for top, prefix in (("janus_jax", ""), ("configs", "configs/")):
+        for path in (ROOT / top).rglob("*.py"):
+            name = prefix + path.relative_to(ROOT / top).as_posix()
+            listed = f"`{name}`" in text or name.startswith("data/sources/")
+            assert listed or path.name == "__init__.py", f"docs/files.md does not list {name}"
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        folder = ROOT if name.startswith("configs/") else ROOT / "janus_jax"
+        assert (folder / name).exists(), f"docs/files.md lists {name}"

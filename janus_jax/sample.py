@@ -1,9 +1,11 @@
 """Generates an image, or answers a question about one.
 
-python -m janus_jax.sample draw --checkpoint=runs/tiny --prompt='a red star' --num_images=4 --out=star.png
-python -m janus_jax.sample ask --checkpoint=runs/tiny --image=star.png --question='What color is the star?'
+python -m janus_jax.sample draw --checkpoint=runs/tiny --prompt='a red star' --num_images=4
+--out=star.png python -m janus_jax.sample ask --checkpoint=runs/tiny --image=star.png
+--question='What color is the star?'
 
-Several questions are asked in turn, each after the answers to the ones before it; the images come before the first.
+Several questions are asked in turn, each after the answers to the ones before it; the images come
+before the first.
 """
 
 import sys
@@ -101,11 +103,13 @@ def ask():
         raise UserError(f"--{given[0]} applies to draw only; answers have --temperature.")
     if not IMAGE.value or not QUESTION.value:
         raise UserError(
-            "ask needs --image and --question: --image=star.png --question='What color is the star?'."
+            "ask needs --image and --question: --image=star.png --question='What color is the "
+            "star?'."
         )
     if any(chat.IMAGE in question for question in QUESTION.value):
         raise UserError(
-            f"--question contains {chat.IMAGE}; remove it: images are put before the first question."
+            f"--question contains {chat.IMAGE}; remove it: images are put before the first "
+            "question."
         )
     images = [_open(path) for path in IMAGE.value]
     turns = []
@@ -121,7 +125,7 @@ def ask():
 
 
 def _print(answers):
-    """Prints an answer while it is generated and returns all of it; `answers` yields [text so far]."""
+    """Prints an answer while it is generated and returns it; `answers` yields [text so far]."""
     printed = ""
     for (answer,) in answers:
         # The last character may still miss some of its bytes.

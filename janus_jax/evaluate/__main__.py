@@ -1,17 +1,18 @@
 """Scores a trained model, or writes what the official scorer of a benchmark reads.
 
-    python -m janus_jax.evaluate --checkpoint=runs/tiny --benchmark=shapes --data=data/shapes --out=runs/tiny
-    python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=geneval --data=geneval/prompts --out=results/geneval
-    python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=pope --data=pope --out=results/pope
+    python -m janus_jax.evaluate --checkpoint=runs/tiny --benchmark=shapes --data=data/shapes
+    --out=runs/tiny python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=geneval
+    --data=geneval/prompts --out=results/geneval python -m janus_jax.evaluate
+    --checkpoint=runs/pro_1b --benchmark=pope --data=pope --out=results/pope
 
 image generation   shapes geneval dpg mjhq coco: the folders that the official scorers read
-understanding      pope mme mmbench seed-bench vqav2 gqa mmmu mm-vet chartqa textvqa: the official answer files, and
-                   the score if it is a formula, in percent (MME: points)
+understanding      pope mme mmbench seed-bench vqav2 gqa mmmu mm-vet chartqa textvqa: the official
+                   answer files, and the score if it is a formula, in percent (MME: points)
 
-The same command resumes an interrupted run; shapes, which takes minutes, starts again. --out gets settings.json, which
-later runs must share, evaluation.json and evaluation.md (the papers' numbers, ours, and our settings), and for
-generated images the folder pictures/ and sheet.png, a contact sheet. docs/evaluation.md tells how to reproduce the
-papers' rows.
+The same command resumes an interrupted run; shapes, which takes minutes, starts again. --out gets
+settings.json, which later runs must share, evaluation.json and evaluation.md (the papers' numbers,
+ours, and our settings), and for generated images the folder pictures/ and sheet.png, a contact
+sheet. docs/evaluation.md tells how to reproduce the papers' rows.
 """
 
 import importlib.metadata
@@ -108,7 +109,7 @@ def _benchmark():
 
 
 def _comparison():
-    """The real images and the network to compare generated images by, or None; checks that both can be read."""
+    """The Comparison of the flags, or None; checks that its files can be read."""
     if not FEATURES.value:
         return None
     try:
@@ -118,7 +119,7 @@ def _comparison():
         valid = False
     if not valid:
         raise UserError(
-            "--features_mean and --features_std are one number or three, as in 1,2,3; the latter above 0."
+            "--features_mean and --features_std are one number or three, as in 1,2,3; std above 0."
         )
     files_at(REFERENCE.value, *PICTURES)
     features = Features(FEATURES.value, mean=mean, std=std, side=SIDE.value)
@@ -127,7 +128,7 @@ def _comparison():
 
 
 def _settings(directory, sampler, benchmark, options):
-    """Adds the sampling settings to `options`, and lists all that scores depend on apart from the data, as JSON.
+    """Options with the sampling settings, and all that scores depend on besides the data.
 
     The guidance scale is by default that of the run's own samples.
     """

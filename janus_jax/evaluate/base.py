@@ -1,4 +1,4 @@
-"""What every benchmark is: tasks read from its own files, and a run that answers or generates and scores."""
+"""The base class of benchmarks: tasks read from their own files, and a run that scores a model."""
 
 import hashlib
 import json
@@ -19,7 +19,8 @@ class Options(NamedTuple):
       batch: images or questions at once.
       seed: another one gives other images.
       samples: images per prompt, where the benchmark does not fix their number.
-      guidance: sampling settings of `Sampler.guidance`; None for a benchmark that generates no images.
+      guidance: sampling settings of `Sampler.guidance`; None for a benchmark that generates no
+        images.
       comparison: real images to compare the generated ones with, or None.
     """
 
@@ -33,14 +34,15 @@ class Options(NamedTuple):
 
 
 class Benchmark:
-    """One benchmark: a subclass sets the attributes and implements `read`, `settings` and `evaluate`.
+    """Base class; a subclass sets the attributes and has `read`, `settings` and `evaluate`.
 
     Attributes:
       name: on the command line.
       layout: the files that `read` expects, for messages.
       unit: factor from the official formula to the reported score; 100 gives percent.
       generates_images: whether images are generated, so that the flags of image sampling apply.
-      compares_photos: whether the score compares the images with photos, so that --features applies.
+      compares_photos: whether the score compares the images with photos, so that --features
+        applies.
       needs_out: whether --out is required; otherwise results go into the run's workdir.
     """
 
@@ -60,11 +62,11 @@ class Benchmark:
         raise NotImplementedError
 
     def settings(self, model: dict, options: Options) -> dict:
-        """What the results depend on apart from checkpoint and tasks, as JSON; `model` is config.model."""
+        """What results depend on besides checkpoint and tasks, as JSON; `model` is config.model."""
         raise NotImplementedError
 
     def evaluate(self, sampler, tasks: list, options: Options) -> dict:
-        """Answers or generates what is missing in `options.out` and returns {metric: official score}.
+        """Does the tasks that have no result in `options.out`; returns {metric: official score}.
 
         All processes call it; the scores of the first one are reported.
         """

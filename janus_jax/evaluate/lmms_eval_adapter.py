@@ -1,8 +1,10 @@
-"""A trained model in lmms-eval, which finds it by the entry point in pyproject.toml; nothing else imports this module.
+"""A trained model in lmms-eval, which imports this module by the entry point in pyproject.toml.
 
-    python -m lmms_eval --model janus_jax --model_args checkpoint=runs/pro_1b --tasks pope,mme --batch_size 32
+    python -m lmms_eval --model janus_jax --model_args checkpoint=runs/pro_1b --tasks pope,mme
+    --batch_size 32
 
-It supports what lmms-eval calls simple tasks: images and one question. docs/evaluation.md describes the installation.
+It supports what lmms-eval calls simple tasks: images and one question. docs/evaluation.md describes
+the installation.
 """
 
 import os
@@ -22,7 +24,7 @@ from janus_jax.data import images as image_ops
 from janus_jax.data.files import PICTURES
 from janus_jax.errors import UserError
 from janus_jax.evaluate import runner
-from janus_jax.recipe.load import load_sampler
+from janus_jax.recipe import load
 
 IMAGE_MARK = re.compile(
     rf"<image(?:[ _]?(\d+))?>|{re.escape(chat.IMAGE)}"
@@ -80,7 +82,7 @@ class JanusJax(lmms):
                 "One process uses all devices; start lmms-eval without accelerate or torchrun."
             )
         self.batch_size = int(batch_size)
-        self._sampler = load_sampler(checkpoint, weights=weights)
+        self._sampler = load.load_sampler(checkpoint, weights=weights)
 
     def generate_until(self, requests):
         """Answers questions.
@@ -89,8 +91,8 @@ class JanusJax(lmms):
           requests: lmms-eval's Instances, each with its own settings.
 
         Returns:
-          list of strings in the order of the requests. An answer depends on its request and on how often the same
-          request came before, not on the batch.
+          list of strings in the order of the requests. An answer depends on its request and on how
+          often the same request came before, not on the batch.
         """
         answers = [None] * len(requests)
         groups = {}  # {Settings: indices of requests}
@@ -117,13 +119,15 @@ class JanusJax(lmms):
     def loglikelihood(self, requests):
         """Not supported: the model generates answers and does not score given ones."""
         raise NotImplementedError(
-            "janus_jax does not compute likelihoods of given answers; choose a task whose output_type is generate_until."
+            "janus_jax does not compute likelihoods of given answers; choose a task whose "
+            "output_type is generate_until."
         )
 
     def generate_until_multi_round(self, requests):
         """Not supported: later rounds of a task depend on earlier answers."""
         raise NotImplementedError(
-            "janus_jax answers one question at a time; choose a task whose output_type is generate_until, without rounds."
+            "janus_jax answers one question at a time; choose a task whose output_type is "
+            "generate_until, without rounds."
         )
 
     def _answer_batch(self, requests, part, count, seeds, settings):
@@ -185,15 +189,17 @@ def read_settings(gen_kwargs):
 def user_turn(context, images):
     """The user's turn of a question.
 
-    Images are where the text names all of them in order, or by number; images that a numbered text does not name come
-    first. In all other cases all images come first and the question on the next line, as in VLMEvalKit.
+    Images are where the text names all of them in order, or by number; images that a numbered text
+    does not name come first. In all other cases all images come first and the question on the next
+    line, as in VLMEvalKit.
 
     Args:
       context: a task's text, with or without marks such as <image> or <image 2>.
       images: list.
 
     Returns:
-      the text with `chat.IMAGE` in the place of each image, and the images in the order of these places.
+      the text with `chat.IMAGE` in the place of each image, and the images in the order of these
+      places.
     """
     marks = [match[1] for match in IMAGE_MARK.finditer(context)]
     if len(marks) == len(images) and not any(marks):
@@ -209,7 +215,7 @@ def user_turn(context, images):
 
 
 def read_images(visuals, task):
-    """RGB images from what a task's doc_to_visual returns: None, an image, its file, or lists of them.
+    """RGB images from a task's doc_to_visual: None, an image, its file, or lists of them.
 
     Raises:
       UserError: for anything else, such as videos and sounds.

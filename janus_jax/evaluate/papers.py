@@ -1,7 +1,8 @@
 """Scores that the papers report, for comparison.
 
-Values are as printed: percent, except for MME (points), GenEval (shares) and FID. JanusFlow is listed by its image size
-in pixels; the other models use 384. Papers: Janus (arXiv 2410.13848), Janus-Pro (2501.17811), JanusFlow (2411.07975).
+Values are as printed: percent, except for MME (points), GenEval (shares) and FID. JanusFlow is
+listed by its image size in pixels; the other models use 384. Papers: Janus (arXiv 2410.13848),
+Janus-Pro (2501.17811), JanusFlow (2411.07975).
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from janus_jax.errors import UserError
 
 
 class Row(NamedTuple):
-    """What a paper reports of a model: {metric: value}, the paper and table, and the settings that it states."""
+    """What a paper reports of a model: {metric: value}, the table, the settings that it states."""
 
     model: str
     scores: dict
@@ -19,7 +20,7 @@ class Row(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Columns are (benchmark, metric); rows {model: (source, values)}, None for what a paper does not report."""
+    """Columns are (benchmark, metric), rows {model: (source, values)}; None if not reported."""
 
     columns: tuple
     rows: dict
@@ -104,7 +105,7 @@ _TABLES = (
 
 
 def _nested():
-    """Scores as {benchmark: {model: {metric: value}}}, sources as {benchmark: {model: 'paper, table'}}."""
+    """{benchmark: {model: {metric: value}}} and {benchmark: {model: 'paper, table'}}."""
     scores, sources = {}, {}
     for table in _TABLES:
         for model, (source, values) in table.rows.items():
@@ -117,7 +118,8 @@ def _nested():
 
 SCORES, SOURCES = _nested()
 
-_QUESTIONS = {  # what the papers state about benchmarks of understanding; none states whether answers were greedy
+# What the papers state about benchmarks of understanding; none states whether answers were greedy.
+_QUESTIONS = {
     "pope": "accuracy or F1: not stated",
     "mmbench": "JanusFlow: dev split; the others do not say which",
     "vqav2": "test split",
@@ -132,7 +134,8 @@ _GUIDANCE = {
 def rows(benchmark, model=None):
     """Published scores of a benchmark.
 
-    A metric with a slash, such as POPE's accuracy/f1, is one of the two: the papers do not state which.
+    A metric with a slash, such as POPE's accuracy/f1, is one of the two: the papers do not state
+    which.
 
     Args:
       benchmark: name of the benchmark.
@@ -159,7 +162,8 @@ def _settings(benchmark, source):
     paper = source.split(",")[0]  # Janus's DPG score, too, is from the paper of Janus-Pro
     match benchmark:
         case "geneval" | "dpg":
-            return f"{_GUIDANCE[paper]}; temperature, seeds, images per prompt, prompt rewriting: not stated"
+            unknown = "temperature, seeds, images per prompt, prompt rewriting: not stated"
+            return f"{_GUIDANCE[paper]}; {unknown}"
         case "coco" | "mjhq":
             sampling = {
                 "Janus": "guidance 5",

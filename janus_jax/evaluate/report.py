@@ -1,4 +1,4 @@
-"""Files of an evaluation: settings.json before the first result, evaluation.json and evaluation.md after the last."""
+"""Files of an evaluation: settings.json, evaluation.json and evaluation.md."""
 
 import json
 
@@ -39,7 +39,7 @@ def check_settings(out, settings):
 
 
 def write(out, name, scores, settings, count):
-    """Writes evaluation.json and evaluation.md and prints the table: published scores, this model's, settings.
+    """Writes evaluation.json and evaluation.md, and prints the published and the new scores.
 
     Args:
       out: folder.

@@ -1,7 +1,7 @@
 """Generates the images or the answers of a benchmark, and resumes after an interruption.
 
-An image or an answer depends on the benchmark's name, the id of the prompt and the sample's index, not on the batch,
-the number of devices or how often the command was started.
+An image or an answer depends on the benchmark's name, the id of the prompt and the sample's index,
+not on the batch, the number of devices or how often the command was started.
 """
 
 import hashlib
@@ -78,7 +78,8 @@ def answer_all(sampler, benchmark, questions, *, out, batch):
     todo = _check_agreement([q for q in questions if q.id not in answers])
     if len(todo) < len(questions):
         rich.print(
-            f"{len(questions) - len(todo)} of {len(questions)} questions have their answers already."
+            f"{len(questions) - len(todo)} of {len(questions)} questions have their answers "
+            "already."
         )
     size = lambda q: (len(q.images), len(q.content))
     for part, count in _batches(todo, batch, size=size, label="questions"):
@@ -102,7 +103,7 @@ def answer_all(sampler, benchmark, questions, *, out, batch):
 
 
 def _batches(tasks, count, *, size, label):
-    """Yields (batch of `count` tasks, how many of them are not padding), tasks of similar size together.
+    """Yields (batch, number of its tasks without padding); tasks of similar size are together.
 
     So few shapes are compiled and few tokens are padding. The last task pads the last batch.
     """
@@ -117,7 +118,7 @@ def _batches(tasks, count, *, size, label):
 
 
 def _check_agreement(todo):
-    """Returns `todo`, or raises UserError if the processes do not have the same number of tasks to do."""
+    """Returns `todo`; raises UserError if the processes have different numbers of tasks."""
     if distributed.from_primary(len(todo)) != len(todo):
         raise UserError(
             "The processes see different results in --out; name a folder that all of them share."

@@ -1,4 +1,4 @@
-"""The `shapes` benchmark: questions, generated images, their ceiling and floor, a table and a contact sheet."""
+"""The `shapes` benchmark: scores of answers and images, ceiling and floor, a contact sheet."""
 
 import json
 from pathlib import Path

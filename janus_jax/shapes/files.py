@@ -1,4 +1,4 @@
-"""Writes the `shapes` data set: generation, understanding and text records, held-out prompts, a text tokenizer."""
+"""Writes the `shapes` data set: records of all tasks, held-out prompts, a text tokenizer."""
 
 import functools
 import multiprocessing

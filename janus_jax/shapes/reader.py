@@ -1,7 +1,8 @@
 """Reads a `shapes` image: which objects it shows, and whether they match a prompt.
 
-It takes the place of GenEval's detector: connected regions that differ from the light background are compared with
-outlines of every shape at a grid of sizes and angles, and their color is the nearest of the palette.
+It takes the place of GenEval's detector: connected regions that differ from the light background
+are compared with outlines of every shape at a grid of sizes and angles, and their color is the
+nearest of the palette.
 """
 
 from functools import cache

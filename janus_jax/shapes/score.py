@@ -1,7 +1,7 @@
-"""Scores a model on `shapes`: held-out questions, and images of held-out prompts that are read by the exact reader.
+"""Scores a model on `shapes`: answers to held-out questions, images of held-out prompts.
 
-The ceiling of the score is that of rendered images after the image tokenizer and back; the floor is that of the
-model's images for other prompts of the category.
+The ceiling of the score is that of rendered images after the image tokenizer and back; the floor is
+that of the model's images for other prompts of the category.
 """
 
 import io
@@ -31,7 +31,8 @@ def load_prompts(data):
     except (OSError, ValueError, LookupError, TypeError):
         pass
     raise UserError(
-        f"No prompts.json of this set in {str(data)!r}; make it with `python -m janus_jax.prepare shapes --out=DIR`."
+        f"No prompts.json of this set in {str(data)!r}; make it with `python -m janus_jax.prepare "
+        "shapes --out=DIR`."
     )
 
 
@@ -44,14 +45,14 @@ def load_questions(data):
 
 
 def combinations(prompts):
-    """{category: number of different scenes of its prompts}; other prompts differ in wording only."""
+    """{category: number of different scenes}; further prompts differ in wording only."""
     return {
         c: len({json.dumps([p["things"], p["relation"]]) for p in ps}) for c, ps in prompts.items()
     }
 
 
 def understanding(sampler, records, *, batch=BATCH):
-    """Share of held-out questions with exactly the right answer, overall and by kind of question."""
+    """Share of held-out questions with exactly the right answer, overall and by kind."""
     kinds = [r["kind"] for r in records]
     correct = []
     for start in rich.progress.track(range(0, len(records), batch), description="questions"):
@@ -90,7 +91,7 @@ def draw_all(sampler, prompts, *, seeds, guidance, batch=BATCH):
 
 
 def score(images, prompts):
-    """Share of images that match their prompt, and share that match another prompt of their category.
+    """Share of images that match their prompt, and share that match another of their category.
 
     Args:
       images: {category: uint8[prompts, seeds, h, w, 3]}.

@@ -1,13 +1,14 @@
-"""`shapes`: a small world of colored shapes, in the six categories of GenEval, with an exact train / held-out split.
+"""A small world of colored shapes: GenEval's six categories, an exact train / held-out split.
 
-A scene has one to four objects at random positions on a light background. *Combinations* are held out, from all
-categories of the training set:
+A scene has one to four objects at random positions on a light background. *Combinations* are held
+out, from all categories of the training set:
 
     one object             3 of the 18 (size, shape) and 6 of the 48 (color, shape) pairs
     several of one kind    18 of the 144 (count, color, shape) triples
     two different shapes   3 of the 15 pairs of shapes
 
-So a held-out prompt always describes something that no training image shows, made of parts that training images show.
+So a held-out prompt always describes something that no training image shows, made of parts that
+training images show.
 """
 
 import io
@@ -79,7 +80,7 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A category, its objects, and for `position` the relation of the first object to the second."""
+    """A category, its objects, and for `position` the first object's relation to the second."""
 
     category: str
     things: tuple[Thing, ...]
@@ -99,8 +100,10 @@ def two(rng, names):
 def held_out(scene):
     """Whether a scene has a held-out combination, by the table at the top of this file."""
     things = scene.things
-    shape, color, size = (list(names).index(n) for names, n in zip(
-        (SHAPES, COLORS, SIZES), (things[0].shape, things[0].color, things[0].size), strict=True))  # fmt: skip
+    first = things[0]
+    shape = SHAPES.index(first.shape)
+    color = list(COLORS).index(first.color)
+    size = list(SIZES).index(first.size)
     if len(things) == 1:
         return shape == 2 * size or color == LONE_COLORS[shape]
     if len({t.shape for t in things}) == 1:
@@ -109,7 +112,7 @@ def held_out(scene):
 
 
 def sample_scene(rng, *, category, split):
-    """A random scene of a category from 'train' or 'heldout', by rejection, with its objects placed."""
+    """A random scene of a category from 'train' or 'heldout', by rejection, with positions."""
     while True:
         scene = _compose(rng, category)
         if _tests_its_category(scene) if split == "heldout" else not held_out(scene):
@@ -119,7 +122,7 @@ def sample_scene(rng, *, category, split):
 
 
 def _tests_its_category(scene):
-    """Whether what the category's prompt names is held out: size and shape, color and shape, or the combination."""
+    """Whether the attributes that the category's prompt names are a held-out combination."""
     thing = scene.things[0]
     shape, color, size = (
         SHAPES.index(thing.shape),
@@ -154,7 +157,7 @@ def _compose(rng, category):
 
 
 def place(rng, scene, tries=60):
-    """Random positions without overlap, radii and angles; None if no positions were found in `tries`."""
+    """The scene with random positions without overlap; None if there were none in `tries`."""
     n = len(scene.things)
     radii = np.array([SIZES[t.size] for t in scene.things]) + rng.uniform(-0.5, 0.5, size=n)
     angles = rng.uniform(-6, 6, size=n)
@@ -176,7 +179,7 @@ def place(rng, scene, tries=60):
 
 
 def relation_of(a, b, margin=4.0):
-    """Relation of object `a` to `b` along the longer axis; '' if no axis is longer by `margin` pixels."""
+    """Relation of `a` to `b` along the longer axis; '' if none is longer by `margin` pixels."""
     dx, dy = b.x - a.x, b.y - a.y
     if abs(dx) > abs(dy) + margin:
         return "left of" if dx > 0 else "right of"
@@ -249,7 +252,8 @@ def describe(scene):
         "two_objects": lambda: f"{article(first.shape)} and {article(second.shape)}",
         "position": lambda: f"{article(first.shape)} {scene.relation} {article(second.shape)}",
         "color_attribution": lambda: (
-            f"{article(f'{first.color} {first.shape}')} and {article(f'{second.color} {second.shape}')}"
+            f"{article(f'{first.color} {first.shape}')} and "
+            f"{article(f'{second.color} {second.shape}')}"
         ),
     }[scene.category]()
 
@@ -318,7 +322,8 @@ def sentence(rng):
     first, second = two(rng, SHAPES)
     if kind == 1:
         relation = pick(rng, RELATIONS)
-        return f"If {article(first)} is {relation} {article(second)}, the {second} is {OPPOSITE[relation]} the {first}."
+        condition = f"{article(first)} is {relation} {article(second)}"
+        return f"If {condition}, the {second} is {OPPOSITE[relation]} the {first}."
     if kind == 2:
         a, b = (int(n) for n in rng.integers(1, 3, size=2))
         name = lambda n: f"{NUMBERS[n]} {plural(first) if n > 1 else first}"
@@ -329,7 +334,7 @@ def sentence(rng):
 
 
 def held_out_prompts(*, per_category=100, seed=0):
-    """The evaluation prompts: {category: [{'prompt', 'things': [[size, color, shape], ...], 'relation'}]}, all distinct.
+    """{category: [{'prompt', 'things': [[size, color, shape], ...], 'relation'}]}, all distinct.
 
     Attributes that a prompt leaves open are '' in 'things'.
     """

@@ -1,7 +1,8 @@
-"""What the benchmarks of image generation share: prompts, image files in the layout of the official scorer, scores.
+"""The base class of image generation benchmarks: prompts, image files, official scores.
 
-Official scorers need networks that are not a part of this project. So a benchmark here writes images in the scorer's
-layout, and once the scorer has written its results next to them, reads these and computes the benchmark's score.
+Official scorers need networks that are not a part of this project. So a benchmark here writes
+images in the scorer's layout, and once the scorer has written its results next to them, reads these
+and computes the benchmark's score.
 """
 
 import io
@@ -48,7 +49,7 @@ class Prompt(NamedTuple):
 
 
 class ImageBenchmark(Benchmark):
-    """Base class; a subclass sets the attributes and implements `_prompts`, and `score` if there is an official one.
+    """Base class; a subclass sets the attributes and has `_prompts`, and `score` if there is one.
 
     By default the images of a prompt are one PNG, arranged in a square.
 
@@ -90,11 +91,13 @@ class ImageBenchmark(Benchmark):
         for prompt in prompts:
             if not isinstance(prompt.text, str):
                 raise UserError(
-                    f"{self.name}: prompt {prompt.id!r} in {str(data)!r} is {prompt.text!r}; expected a string."
+                    f"{self.name}: prompt {prompt.id!r} in {str(data)!r} is {prompt.text!r}; "
+                    "expected a string."
                 )
             if any(".." in Path(file).parts or Path(file).is_absolute() for file in prompt.files):
                 raise UserError(
-                    f"{self.name}: the id or category of {prompt.id!r} in {str(data)!r} leads outside the output "
+                    f"{self.name}: the id or category of {prompt.id!r} in {str(data)!r} leads "
+                    "outside the output "
                     "folder."
                 )
         (file, count), *_ = Counter(p.files[0] for p in prompts).most_common(1)
@@ -134,7 +137,7 @@ class ImageBenchmark(Benchmark):
         return scores
 
     def save(self, out, prompt, images):
-        """Writes the images of a prompt, uint8[samples, h, w, 3]; an interruption leaves no incomplete file."""
+        """Writes the images of a prompt, uint8[samples, h, w, 3]; no file is ever incomplete."""
         write_whole(Path(out) / prompt.files[0], encode_png(square(images)))
 
     def is_done(self, out, prompt):
@@ -142,7 +145,9 @@ class ImageBenchmark(Benchmark):
         return all(_is_complete_png(Path(out) / file) for file in prompt.files)
 
     def check_complete(self, out, prompts):
-        """Checks that the folder has the images of all prompts and no others: scorers read whatever they find.
+        """Checks that the folder has the images of all prompts and no others.
+
+        Scorers read all images that they find.
 
         Raises:
           UserError: if images are missing, or belong to no prompt.
@@ -150,19 +155,21 @@ class ImageBenchmark(Benchmark):
         missing = [p.id for p in prompts if not self.is_done(out, p)]
         if missing:
             raise UserError(
-                f"{self.name}: {len(missing):,} of {len(prompts):,} prompts lack images in {str(out)!r}, first "
+                f"{self.name}: {len(missing):,} of {len(prompts):,} prompts lack images in "
+                f"{str(out)!r}, first "
                 f"{missing[0]!r}; run the same command again to generate them."
             )
         files = {path.relative_to(out).as_posix() for path in Path(out).rglob("*.png")}
         others = sorted(files - {file for p in prompts for file in p.files})
         if others:
             raise UserError(
-                f"{self.name}: {len(others):,} PNGs in {str(out)!r} belong to no prompt, first {others[0]!r}; move "
+                f"{self.name}: {len(others):,} PNGs in {str(out)!r} belong to no prompt, first "
+                f"{others[0]!r}; move "
                 "them away, because the scorer would include them."
             )
 
     def score(self, out, prompts):
-        """{metric: value} from what the official scorer wrote into the folder; empty if it has written nothing.
+        """{metric: value} from the official scorer's results in the folder; empty without them.
 
         Raises:
           UserError: if it scored other images than those of the prompts.
@@ -170,7 +177,7 @@ class ImageBenchmark(Benchmark):
         return {}
 
     def _file(self, data, name, *, within="."):
-        """`data` if it is a file; else the file `name` in the folder, or in its subfolder `within`."""
+        """`data` if it is a file; else the file `name` in the folder or in `within`, a subfolder."""
         paths = [data / name, data / within / name] if data.is_dir() else [data]
         for path in paths:
             if path.is_file():
@@ -201,7 +208,7 @@ def encode_png(image):
 
 
 def write_whole(path, content):
-    """Writes bytes to another name and renames it: an interruption leaves no incomplete file at `path`."""
+    """Writes bytes to another name, then renames it, so that `path` is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)

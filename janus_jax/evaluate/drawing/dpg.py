@@ -15,9 +15,13 @@ class DPG(ImageBenchmark):
 
     name = "dpg"
     samples = 4
-    layout = "prompts/*.txt of TencentQQGYLab/ELLA's dpg_bench (1,065 files of one line), or dpg_prompts.jsonl (id, prompt)"
+    layout = (
+        "prompts/*.txt of TencentQQGYLab/ELLA's dpg_bench (1,065 files of one line), or "
+        "dpg_prompts.jsonl (id, prompt)"
+    )
     how_to_score = (
-        "In a checkout of TencentQQGYLab/ELLA: `bash dpg_bench/dist_eval.sh OUT SIDE`, where SIDE is the side of one of "
+        "In a checkout of TencentQQGYLab/ELLA: `bash dpg_bench/dist_eval.sh OUT SIDE`, where SIDE "
+        "is the side of one of "
         "the four images in pixels, not of the PNG."
     )
 
@@ -50,10 +54,10 @@ class DPG(ImageBenchmark):
         return rows
 
     def score(self, out, prompts):
-        """Mean score over prompts in percent, and the scorer's own values of the categories, from the newest results.
+        """Mean score over prompts in percent, and the scorer's own values of the categories.
 
-        The scorer computes the categories from each prompt's last image only and without the discount for failed parent
-        questions, so their mean is not the overall score.
+        The scorer computes the categories from each prompt's last image only and without the
+        discount for failed parent questions, so their mean is not the overall score.
         """
         results = sorted(Path(out).glob("dpg-bench_*_results.txt"))
         if not results:
@@ -64,7 +68,8 @@ class DPG(ImageBenchmark):
         count = sum(prompt.files[0] in means for prompt in prompts)
         if not count == len(means) == len(prompts):
             raise UserError(
-                f"dpg: {str(results[-1])!r} scores {count:,} of the {len(prompts):,} prompts and {len(means) - count:,} "
+                f"dpg: {str(results[-1])!r} scores {count:,} of the {len(prompts):,} prompts and "
+                f"{len(means) - count:,} "
                 "others; the scorer skips files that it cannot read and names them in its output."
             )
         section = text.partition("L1 category scores:")[2].partition("L2 category scores:")[0]

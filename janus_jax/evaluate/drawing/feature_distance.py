@@ -1,7 +1,7 @@
-"""Compares two folders of images by the features of a network: Frechet distance, and cosine similarity of pairs.
+"""Compares two folders of images by a network's features: Frechet distance, similarity of pairs.
 
-The network is the user's own ONNX file, and the metrics are named after it. Only the Frechet distance under the
-Inception network of 2015 is called FID.
+The network is the user's own ONNX file, and the metrics are named after it. Only the Frechet
+distance under the Inception network of 2015 is called FID.
 """
 
 import os
@@ -59,7 +59,8 @@ class Features:
         ):
             signature = [(i.type, list(i.shape)) for i in inputs]
             raise UserError(
-                f"{self._path!r} takes {signature}; a feature network takes float[n, 3, h, w] or float[n, h, w, 3]."
+                f"{self._path!r} takes {signature}; a feature network takes float[n, 3, h, w] or "
+                "float[n, h, w, 3]."
             )
         self._name = inputs[0].name
         self._dtype = FLOATS[inputs[0].type]
@@ -73,7 +74,8 @@ class Features:
             )
         if side not in (None, *self._sides):
             raise UserError(
-                f"{self._path!r} takes images of {self._sides} pixels, not of --features_side={side}."
+                f"{self._path!r} takes images of {self._sides} pixels, not of "
+                f"--features_side={side}."
             )
         self._mean = np.asarray(mean, np.float64)
         self._std = np.asarray(std, np.float64)
@@ -91,8 +93,8 @@ class Features:
         """Features of images.
 
         Args:
-          images: uint8[n, h, w, 3], or a list of uint8[h, w, 3] of several sizes. They are resized to the network's
-            size by PIL's bicubic filter, which does not alias.
+          images: uint8[n, h, w, 3], or a list of uint8[h, w, 3] of several sizes. They are resized
+            to the network's size by PIL's bicubic filter, which does not alias.
 
         Returns:
           float64[n, d]; an output per position (a map or tokens) is averaged over positions.
@@ -110,12 +112,13 @@ class Features:
         )
 
     def _run(self, x, step):
-        """One call of the network; `x` is padded to `step` images, because the network may fix its batch size."""
+        """Calls the network on `x`, padded to `step` images: the network may fix its batch size."""
         padded = np.concatenate([x, *[x[-1:]] * (step - len(x))])
         y = self._network.run(None, {self._name: padded})[0]
         if np.ndim(y) < 2 or len(y) != step or not np.isfinite(y).all():
             raise UserError(
-                f"{self._path!r} returns shape {np.shape(y)} or NaN for {step} images; expected finite features [n, d]."
+                f"{self._path!r} returns shape {np.shape(y)} or NaN for {step} images; expected "
+                "finite features [n, d]."
             )
         y = np.asarray(y, np.float64)[: len(x)]
         channels_first = self._channels_first and y.ndim > 3
@@ -140,7 +143,8 @@ class Comparison(NamedTuple):
 class Moments:
     """Mean and covariance of features that are added in batches and not stored.
 
-    Each batch is centered on its own mean before it is merged: sums of squares would lose the digits in which two
+    Each batch is centered on its own mean before it is merged: sums of squares would lose the
+      digits in which two
     covariances differ.
     """
 
@@ -174,8 +178,9 @@ class Moments:
     def frechet(self, other):
         """Squared Frechet distance between the Gaussians of two sets.
 
-        With covariances C = F F^T, the trace of the root of C_a C_b is the sum of the singular values of F_a^T F_b. So
-        only symmetric matrices are decomposed, and there is no root of a value that rounding made negative.
+        With covariances C = F F^T, the trace of the root of C_a C_b is the sum of the singular
+        values of F_a^T F_b. So only symmetric matrices are decomposed, and there is no root of a
+        value that rounding made negative.
         """
         a, b = self.covariance, other.covariance
         overlap = np.linalg.svd(_factor(a).T @ _factor(b), compute_uv=False).sum()
@@ -211,12 +216,14 @@ def distance(folder, comparison: Comparison, *, batch=64):
 
     Args:
       folder: images at any depth.
-      comparison: Comparison. Two images are a pair if their relative paths differ at most in the file ending.
+      comparison: Comparison. Two images are a pair if their relative paths differ at most in the
+        file ending.
       batch: images at once.
 
     Returns:
-      {metric: value}, named after the network, and the numbers of images and pairs. Without pairs there is no
-      similarity. The distance decreases with the number of images: compare values of equal numbers only.
+      {metric: value}, named after the network, and the numbers of images and pairs. Without pairs
+      there is no similarity. The distance decreases with the number of images: compare values of
+      equal numbers only.
 
     Raises:
       UserError: if a folder has fewer than two images, or one that cannot be read.
@@ -259,7 +266,8 @@ def _images_by_name(folder):
     by_name = {os.path.splitext(os.path.relpath(file, root))[0]: file for file in files}
     if len(by_name) < len(files):
         raise UserError(
-            f"{str(folder)!r} has images whose names differ only in the ending, such as a.jpg and a.png."
+            f"{str(folder)!r} has images whose names differ only in the ending, such as a.jpg and "
+            "a.png."
         )
     return by_name
 

@@ -14,10 +14,14 @@ class GenEval(ImageBenchmark):
 
     name = "geneval"
     samples = 4
-    layout = "evaluation_metadata.jsonl of djghosh13/geneval, or a folder with it: one line per prompt, with tag and prompt"
+    layout = (
+        "evaluation_metadata.jsonl of djghosh13/geneval, or a folder with it: one line per prompt, "
+        "with tag and prompt"
+    )
     how_to_score = (
         "In a checkout of djghosh13/geneval, with its Mask2Former in MODELS: "
-        "`python evaluation/evaluate_images.py OUT --outfile OUT/results.jsonl --model-path MODELS`."
+        "`python evaluation/evaluate_images.py OUT --outfile OUT/results.jsonl --model-path "
+        "MODELS`."
     )
 
     def _prompts(self, data):
@@ -46,7 +50,7 @@ class GenEval(ImageBenchmark):
         return super().is_done(out, prompt)
 
     def score(self, out, prompts):
-        """Share of correct images of each tag, and the mean over tags, which is the benchmark's overall score."""
+        """Share of correct images of each tag, and their mean, which is the overall score."""
         path = Path(out) / "results.jsonl"
         if not path.is_file():
             return {}
@@ -65,7 +69,8 @@ class GenEval(ImageBenchmark):
         expected = {file for files in files_by_tag.values() for file in files}
         if correct.keys() != expected:
             raise UserError(
-                f"geneval: {str(path)!r} scores {len(correct.keys() & expected):,} of the {len(expected):,} images and "
+                f"geneval: {str(path)!r} scores {len(correct.keys() & expected):,} of the "
+                f"{len(expected):,} images and "
                 f"{len(correct.keys() - expected):,} others; run the scorer on the whole folder."
             )
         shares = {

@@ -16,7 +16,8 @@ class MJHQ(ImageBenchmark):
     compares_photos = True
     layout = "meta_data.json of MJHQ-30K, or a folder with it: {id: {category, prompt}}"
     how_to_score = (
-        "FID of OUT against the benchmark's own images, with the same tool for both; `cleanfid` (as in Liquid) and "
+        "FID of OUT against the benchmark's own images, with the same tool for both; `cleanfid` "
+        "(as in Liquid) and "
         "GigaGAN's computation (as in JanusFlow) differ, so report which one was used."
     )
 
@@ -36,19 +37,22 @@ class MJHQ(ImageBenchmark):
 class Coco(ImageBenchmark):
     """Captions of photos; 30,000 of them, as the papers state no more than this number.
 
-    All captions are shuffled with a fixed seed. The first caption of every photo in that order comes before the second
-    caption of any. val2014 has 40,504 photos, so there the 30,000 captions are of different photos.
+    All captions are shuffled with a fixed seed. The first caption of every photo in that order
+    comes before the second caption of any. val2014 has 40,504 photos, so there the 30,000 captions
+    are of different photos.
     """
 
     name = "coco"
     compares_photos = True
     count = 30_000
     layout = (
-        "captions_val2014.json of COCO (annotations with image_id and caption), a TSV (image_id, caption), or a folder "
+        "captions_val2014.json of COCO (annotations with image_id and caption), a TSV (image_id, "
+        "caption), or a folder "
         "with one of them"
     )
     how_to_score = (
-        "FID of OUT against photos of COCO, 30,000 of each; the papers name neither the photos nor the tool, so report "
+        "FID of OUT against photos of COCO, 30,000 of each; the papers name neither the photos nor "
+        "the tool, so report "
         "both."
     )
 

@@ -1,7 +1,7 @@
-"""What the benchmarks of understanding share: questions from the official files, answer files, the official score.
+"""The base class of understanding benchmarks: questions, answer files, official scores.
 
-A benchmark is a subclass of `QuestionBenchmark` that knows the layout of its files; errors in a user's folder are
-found here, for all of them.
+A benchmark is a subclass of `QuestionBenchmark` that knows the layout of its files; errors in a
+user's folder are found here, for all of them.
 """
 
 import csv
@@ -48,7 +48,7 @@ class Question(NamedTuple):
 
 
 class QuestionBenchmark(Benchmark):
-    """Base class; a subclass sets the attributes and implements `_questions`, `_write` and `_score`.
+    """Base class; a subclass sets the attributes and has `_questions`, `_write` and `_score`.
 
     Attributes:
       max_tokens: maximum length of an answer.
@@ -72,7 +72,7 @@ class QuestionBenchmark(Benchmark):
         return {}
 
     def read(self, data) -> list[Question]:
-        """Reads the questions of a folder in the benchmark's official layout; images are not opened.
+        """Reads the questions of a folder in the official layout; images are not opened.
 
         Args:
           data: the folder.
@@ -107,7 +107,8 @@ class QuestionBenchmark(Benchmark):
                 references and all(isinstance(a, str) for a in references)
             ):
                 raise UserError(
-                    f"{self.name}: the reference answer of question {q.id} in {str(data)!r} is {answer!r}, not a "
+                    f"{self.name}: the reference answer of question {q.id} in {str(data)!r} is "
+                    f"{answer!r}, not a "
                     f"string; expected {self.layout}."
                 )
         self._check_exist(
@@ -183,7 +184,8 @@ class QuestionBenchmark(Benchmark):
         missing = [image for image in images if image.name not in contents[image.parent]]
         if missing:
             raise UserError(
-                f"{self.name}: {len(missing)} of {len(images)} images are missing, first {str(missing[0])!r}; "
+                f"{self.name}: {len(missing)} of {len(images)} images are missing, first "
+                f"{str(missing[0])!r}; "
                 f"expected {self.layout}."
             )
 

@@ -17,14 +17,16 @@ from janus_jax.evaluate.understanding.base import (
 )
 
 LETTERS = "ABCD"
-CIRCULAR = 1_000_000  # MMBench repeats questions with rotated options at index + 1,000,000, + 2,000,000, ...
+CIRCULAR = 1_000_000  # MMBench repeats questions with rotated options at index + n * 1,000,000
 ABSENT = ("", "nan")  # how its tables write a hint or an option that does not exist
 REFERENCE = 64  # characters; a shorter `image` is the index of the row that has the image
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that Excel files cannot hold
 
 
 def find_letter(answer, options):
-    """The option that an answer names: by the only letter near its end, else by the only option text; else "".
+    """The option that an answer names, by a letter near its end or by the option's text; else "".
+
+    It must name exactly one.
 
     A letter far from the end is a word, such as the "A" at the beginning of a sentence.
     """
@@ -40,7 +42,10 @@ class MMBench(QuestionBenchmark):
     """Questions of 20 abilities. All rows are asked; circular repetitions are not scored."""
 
     name = "mmbench"
-    layout = "one .tsv file of MMBench, with columns index, question, A, B, C, D, category and image (base64)"
+    layout = (
+        "one .tsv file of MMBench, with columns index, question, A, B, C, D, category and image "
+        "(base64)"
+    )
 
     def _questions(self, data):
         tables = [data] if data.is_file() else sorted(data.glob("*.tsv"))
@@ -60,7 +65,8 @@ class MMBench(QuestionBenchmark):
             owner = index if index in images else encoded[index]
             if owner not in images:
                 raise UserError(
-                    f"{self.name}: row {index} refers to the image of row {owner!r}, which has none."
+                    f"{self.name}: row {index} refers to the image of row {owner!r}, which has "
+                    "none."
                 )
             options = _options(row)
             if "A" not in options:
@@ -78,7 +84,7 @@ class MMBench(QuestionBenchmark):
             yield Question(str(int(index)), f"{chat.IMAGE}\n{text}", (images[owner],), extra)
 
     def _write(self, out, pairs):
-        """Writes the .xlsx that the server takes if openpyxl is installed; else a .tsv of the same columns."""
+        """Writes the .xlsx that the server takes, or a .tsv if openpyxl is not installed."""
         columns = [*pairs[0][0].extra["row"], "prediction"]
         rows = [{**q.extra["row"], "prediction": answer} for q, answer in pairs]
         if importlib.util.find_spec("openpyxl") is None:

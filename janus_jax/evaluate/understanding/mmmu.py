@@ -1,7 +1,7 @@
 """MMMU: 30 college subjects, several images per question, options or an open answer.
 
-Answers are parsed by the rules of the official scorer, including its quirks, so that it computes the same accuracy
-from the file written here.
+Answers are parsed by the rules of the official scorer, including its quirks, so that it computes
+the same accuracy from the file written here.
 """
 
 import ast
@@ -77,7 +77,8 @@ class Mmmu(QuestionBenchmark):
         named = [int(n) for n in IMAGE_MARK.findall(text)]
         if missing := set(named) - set(images):
             raise UserError(
-                f"{self.name}: the text of {row['id']} names image {min(missing)}, which it does not have."
+                f"{self.name}: the text of {row['id']} names image {min(missing)}, which it does "
+                "not have."
             )
         first = [
             n for n in images if n not in named
@@ -117,13 +118,13 @@ def _is_correct(question, answer):
 
 
 def parse_choice(answer, options, *, seed):
-    """The option that an answer names last: as (B), else as a single B, else by its text if the answer is long.
+    """The option that an answer names last: as (B), else as B, else by its text in a long answer.
 
     Args:
       answer: the model's answer.
       options: {letter: text}.
-      seed: of the random option for an answer that names none, as in the official scorer; here the question's id, so
-        that the option does not depend on other questions.
+      seed: of the random option for an answer that names none, as in the official scorer; here the
+        question's id, so that the option does not depend on other questions.
 
     Returns:
       a letter.
@@ -179,7 +180,7 @@ def _key_parts(answer):
 
 
 def _forms(text):
-    """[number rounded to 2 digits], or the text in lower case; a single letter with a space on either side."""
+    """[number rounded to 2 digits], or [lower case]; a single letter with a space on each side."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

@@ -27,11 +27,12 @@ def exact_form(answer):
 
 
 class VqaV2(QuestionBenchmark):
-    """Questions about COCO images, ten answers each; the test splits have no public answers and no score."""
+    """Questions about COCO images, ten answers each; the test splits have no public answers."""
 
     name = "vqav2"
     layout = (
-        "one v2_OpenEnded_mscoco_SPLIT_questions.json, v2_mscoco_SPLIT_annotations.json unless SPLIT is a test split, "
+        "one v2_OpenEnded_mscoco_SPLIT_questions.json, v2_mscoco_SPLIT_annotations.json unless "
+        "SPLIT is a test split, "
         "and the images COCO_SPLIT_*.jpg in a folder named SPLIT, such as val2014/"
     )
 
@@ -39,7 +40,8 @@ class VqaV2(QuestionBenchmark):
         files = sorted(data.glob("v2_OpenEnded_mscoco_*_questions.json"))
         if len(files) != 1:
             raise UserError(
-                f"{self.name}: {len(files)} files v2_OpenEnded_mscoco_*_questions.json in {str(data)!r}; "
+                f"{self.name}: {len(files)} files v2_OpenEnded_mscoco_*_questions.json in "
+                f"{str(data)!r}; "
                 f"expected {self.layout}."
             )
         table = read_json(files[0])
@@ -134,7 +136,10 @@ class ChartQa(QuestionBenchmark):
     """Questions about charts, written by people (human) and by a model (augmented)."""
 
     name = "chartqa"
-    layout = "test_human.json, test_augmented.json and the images in png/, all in the folder itself or in test/"
+    layout = (
+        "test_human.json, test_augmented.json and the images in png/, all in the folder itself or "
+        "in test/"
+    )
 
     def _questions(self, data):
         for split in CHART_SPLITS:
@@ -161,7 +166,7 @@ class ChartQa(QuestionBenchmark):
 
 
 def is_close(answer, reference):
-    """Whether a number is within 5 % of the reference; other answers, and a reference of 0, are compared as text."""
+    """Whether a number is within 5 % of the reference; text and a reference of 0 must be equal."""
     answer = answer.strip()
     reference = reference.strip()
     value = _number(answer)
@@ -184,7 +189,10 @@ class MMVet(QuestionBenchmark):
     name = "mm-vet"
     layout = "mm-vet.json, and the images in images/"
     max_tokens = 2048
-    system = "You are a careful assistant. Answer truthfully, and think step by step in writing before you conclude."
+    system = (
+        "You are a careful assistant. Answer truthfully, and think step by step in writing before "
+        "you conclude."
+    )
 
     def _questions(self, data):
         for key, row in read_json(self._file(data, "mm-vet.json")).items():

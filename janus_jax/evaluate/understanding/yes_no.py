@@ -21,7 +21,10 @@ class Pope(QuestionBenchmark):
     """Is this object in the image? Three splits of 3,000 questions, half of the answers are yes."""
 
     name = "pope"
-    layout = "coco_pope_{random,popular,adversarial}.json, and the COCO images in val2014/ or in the same folder"
+    layout = (
+        "coco_pope_{random,popular,adversarial}.json, and the COCO images in val2014/ or in the "
+        "same folder"
+    )
     max_tokens = 128
 
     def _questions(self, data):
@@ -35,7 +38,8 @@ class Pope(QuestionBenchmark):
                 }
                 if extra["answer"] not in ("yes", "no"):
                     raise UserError(
-                        f"{self.name}: the label of question {row['question_id']} in split {split} is {row['label']!r}; "
+                        f"{self.name}: the label of question {row['question_id']} in split {split} "
+                        f"is {row['label']!r}; "
                         "expected yes or no."
                     )
                 content = short_question(row["text"].replace(" Please answer yes or no.", ""))
@@ -188,6 +192,6 @@ def one_line(answer):
 
 
 def first_word(answer):
-    """MME's reading of an answer: 'yes' or 'no' if it is in the first four characters, else 'other'."""
+    """MME's reading of an answer: 'yes' or 'no' in the first four characters, else 'other'."""
     start = one_line(answer).lower()[:4]
     return next((word for word in ("yes", "no") if word in start), "other")

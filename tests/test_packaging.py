@@ -97,14 +97,13 @@ def test_a_config_of_the_current_folder_comes_first(outside):
 
 
 def test_commands_run_in_any_folder(outside):
-    """The installed package, and a folder of configs whose pages import one another."""
+    """The installed package, the README's config, and another one that imports it."""
     for top in ("janus_jax", "configs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / top, outside / "site" / top, ignore=ignore)
     (outside / "work/configs").mkdir(parents=True)
-    base = "from configs import common, pro_1b\n\n\ndef get_config(stage='all'):\n"
-    base += "    return pro_1b.get_config(stage)\n"
-    (outside / "work/configs/base.py").write_text(base)
+    page = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (outside / "work/configs/base.py").write_text(page)
     (outside / "work/configs/mine.py").write_text("from configs.base import get_config\n")
 
     def run(*command):
@@ -119,10 +118,11 @@ def test_commands_run_in_any_folder(outside):
     code, out, err = run("janus_jax.sample", "--help")
     assert code in (0, 1), err  # absl's --help ends with 1
     assert "--checkpoint" in out
-    flags = ("--config=configs/mine.py:2", "--topology=h100:8", "--json")
+    flags = ("--config=configs/mine.py:3", "--topology=h100:1", "--json")
     code, out, err = run("janus_jax.plan", *flags)
     assert code == 0, err
-    assert json.loads(out.strip().splitlines()[-1])
+    plan = json.loads(out.strip().splitlines()[-1])
+    assert round(plan["bytes_per_device"] / 2**30) == 28  # as the README says
 
 
 def test_links_of_the_documentation_lead_to_files():

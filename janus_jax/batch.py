@@ -66,3 +66,39 @@ class Batch(NamedTuple):
     gen_start: Any
     gen_codes: Any = None
     gen_latents: Any = None
+
+
+class Counts(NamedTuple):
+    """Targets of the whole global batch, the denominators of every loss.
+
+    Attributes:
+      text: float32 scalar, text targets of all tasks.
+      und_text: float32 scalar, those of understanding examples.
+      pure_text: float32 scalar, those of text examples.
+      images: float32 scalar, images to generate.
+    """
+
+    text: Any
+    und_text: Any
+    pure_text: Any
+    images: Any
+
+
+def used_slots(batch):
+    """bool[S, G], which generation slots of a batch hold an image."""
+    return batch.gen_start < batch.tokens.shape[1] * batch.tokens.shape[2]
+
+
+def task_weights(batch, task):
+    """float32[S, R, L], the text weights of the examples of one of TASKS."""
+    return batch.text_weights * (batch.task_ids == TASKS.index(task))
+
+
+def count_targets(batch):
+    """Counts of a batch, taken before it is cut into microbatches."""
+    return Counts(
+        text=batch.text_weights.sum(),
+        und_text=task_weights(batch, "understanding").sum(),
+        pure_text=task_weights(batch, "text").sum(),
+        images=used_slots(batch).sum().astype("float32"),
+    )

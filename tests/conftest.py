@@ -24,7 +24,11 @@ import pytest
 
 from configs import tiny
 from janus_jax import distributed, sharding, train_step
-from janus_jax.recipe import assembly, freezing
+from janus_jax.data import tokenizer
+from janus_jax.inference.sampler import Sampler, Template
+from janus_jax.recipe import freezing
+from janus_jax.recipe.data import build_pipeline
+from janus_jax.recipe.stage import make_stage
 from janus_jax.shapes import files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,7 +42,7 @@ def environment(*, devices=8, torch=False, **more):
 
 
 def small(config, data):
-    """Cuts the tiny config down to the size of tests."""
+    """Reduces the tiny config to the size of tests."""
     config.model.generation.tokenizer.update(base_channels=4, z_channels=16, codebook_size=32, num_groups=2)
     return _small(config, data)
 
@@ -77,47 +81,78 @@ def _small(config, data):
     return config
 
 
-def first_batch(config, stage="stage_2"):
-    """A stage's network and its first batch."""
-    config = config.to_dict()
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    network = assembly.build_network(config, stage)
-    pipeline, _ = assembly.build_pipeline(config, stage, network, mesh=mesh, host=(0, 1))
-    return network, jax.tree.map(np.array, next(pipeline).batch)
+def stage_of(config, name="stage_2", *, devices=1):
+    """The typed stage of a ConfigDict on some of the fake devices."""
+    return make_stage(config.to_dict(), name, mesh=sharding.make_mesh(devices=jax.devices()[:devices]))
 
 
-def params_of(network):
+def first_batch(config, name="stage_2"):
+    """A stage on one device, and its first batch."""
+    stage = stage_of(config, name)
+    pipeline, _ = build_pipeline(stage, host=(0, 1))
+    return stage, jax.tree.map(np.array, next(pipeline).batch)
+
+
+def fresh_params(network):
     """Fresh parameters, op by op: programs of one op are compiled once for all models."""
-    return network.fresh(jax.random.key(0))
+    return network.init(jax.random.key(0))
 
 
-def state_for(config, stage, network):
-    """A stage's first state, its optimizer and schedule."""
-    config = config.to_dict()
-    trainable, frozen = freezing.split(params_of(network), assembly.frozen_patterns(config, stage))
-    tx, rate = assembly.build_optimizer(config, stage, network)
+def first_state(stage):
+    """A stage's first state with fresh parameters, not placed on any mesh."""
+    trainable, frozen = freezing.split(fresh_params(stage.network), stage.frozen)
     zero = jnp.zeros((), jnp.int32)
-    ema = dict(trainable) if config["ema"] else {}
-    return train_step.TrainState(zero, trainable, frozen, tx.init(trainable), ema, zero), tx, rate
+    ema = dict(trainable) if stage.ema else {}
+    return train_step.TrainState(zero, trainable, frozen, stage.tx.init(trainable), ema, zero)
 
 
-def two_losses(config, network, batch, *, devices, microbatches):
-    """The first two losses of stage 2 on some devices."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    with jax.set_mesh(mesh):
-        state, tx, rate = state_for(config, "stage_2", network)
-        places = sharding.param_shardings(mesh, network.abstract, network.axes)
-        put = lambda part: {p: jax.device_put(jnp.copy(a), places[p]) for p, a in part.items()}
-        trainable = put(state.trainable)
-        state = state._replace(
-            trainable=trainable, frozen=put(state.frozen), ema=put(state.ema), opt_state=jax.jit(tx.init)(trainable)
-        )
-        step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=microbatches, seed=0))
-        out = []
+def jit_step(stage, *, microbatches=1, ema_decay=0.0):
+    """A stage's train step without shardings; the state that it is given stays valid."""
+    step = train_step.make(
+        stage.objective,
+        stage.tx,
+        group_of=stage.group_of,
+        learning_rate=stage.learning_rate,
+        microbatches=microbatches,
+        seed=0,
+        ema_decay=ema_decay,
+    )
+    return jax.jit(step)
+
+
+def image_keys(batch):
+    """key[S, G], one per generation slot."""
+    return jax.vmap(jax.random.key)(jnp.arange(batch.gen_start.size)).reshape(batch.gen_start.shape)
+
+
+def loss_of(objective, params, batch, *, counts=None):
+    """Loss and metrics of a batch, or of a part of a batch with these counts."""
+    keys = image_keys(batch)
+    counts = objective.batch_statistics(params, batch, keys) if counts is None else counts
+    losses, metrics = objective.loss(params, batch, counts, keys)
+    return sum(losses.values()), metrics
+
+
+def two_losses(config, batch, *, name="stage_2", devices, microbatches):
+    """The first two losses of a stage on some devices."""
+    config.stages[name].microbatches = microbatches
+    stage = stage_of(config, name, devices=devices)
+    with jax.set_mesh(stage.mesh):
+        params = {p: jax.device_put(a, stage.abstract_params[p].sharding) for p, a in fresh_params(stage.network).items()}
+        state = train_step.first_state(stage, params)
+        step = train_step.jit(stage, state)
+        losses = []
         for _ in range(2):
-            state, metrics = step(state, distributed.put_batch(mesh, batch))
-            out.append(metrics["loss"].item())
-    return out
+            state, metrics = step(state, distributed.put_batch(stage.mesh, batch))
+            losses.append(metrics["loss"].item())
+    return losses
+
+
+def sampler_of(stage, data, params=None):
+    """A Sampler of a stage's network, with fresh parameters by default."""
+    template = Template("chat", ("<|User|>", "<|Assistant|>"), "")
+    params = fresh_params(stage.network) if params is None else params
+    return Sampler(stage.network, params, tokenizer.load(data / "tokenizer.json"), template=template)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -177,7 +177,7 @@ class ImageBenchmark(Benchmark):
         return {}
 
     def _file(self, data, name, *, within="."):
-        """`data` if it is a file; else the file `name` in the folder or in `within`, a subfolder."""
+        """`data` if it is a file; else the file `name` in the folder or its subfolder `within`."""
         paths = [data / name, data / within / name] if data.is_dir() else [data]
         for path in paths:
             if path.is_file():

@@ -1,5 +1,5 @@
-"""The shipped configs. A config in any other folder named `configs` can import them: `from configs import common`."""
+"""The shipped configs. A config in another folder can import them: `from configs import common`."""
 
 from pkgutil import extend_path
 
-__path__ = extend_path(__path__, __name__)  # so that pages of such a folder can import each other, too
+__path__ = extend_path(__path__, __name__)  # configs of a user's folder can import each other

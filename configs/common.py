@@ -1,11 +1,11 @@
-"""What every config starts from. A model's own page names only what differs."""
+"""The fields and defaults of every config. A model's own config sets only what differs."""
 
 import difflib
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-VQ_16 = dict(  # LlamaGen's 72M tokenizer, 16x down
+VQ_16 = dict(  # LlamaGen's tokenizer: 72M parameters, 16x downsampling
     base_channels=128,
     channel_mult=(1, 1, 2, 2, 4),
     num_res_blocks=2,
@@ -14,7 +14,8 @@ VQ_16 = dict(  # LlamaGen's 72M tokenizer, 16x down
     codebook_dim=8,
     num_groups=32,
 )
-SDXL_VAE = dict(widths=(128, 256, 512, 512), num_res_blocks=2, latent_channels=4, num_groups=32)  # 8x down
+# 8x downsampling
+SDXL_VAE = dict(widths=(128, 256, 512, 512), num_res_blocks=2, latent_channels=4, num_groups=32)
 SIGLIP_L_16_384 = dict(
     image_size=384,
     patch_size=16,
@@ -36,9 +37,11 @@ LLM_1P3B = dict(  # of Janus-1.3B, Janus-Pro-1B and JanusFlow-1.3B
     norm_eps=1e-6,
     remat="block",
 )
-SYSTEM_PROMPT = (  # of the released models, before understanding conversations in stage 3
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+# Of the released models; it precedes understanding conversations in stage 3.
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
 )
 
 
@@ -47,33 +50,38 @@ def get_config():
     c = ConfigDict()
     c.seed = 0
     c.dtype = "auto"  # of the LLM and the understanding encoder: bf16 on accelerators, fp32 on CPU
-    c.init_from = ""  # workdirs or checkpoints, with commas between, whose parameters the first stage starts from
-    c.init_fresh = ("understanding/adaptor", "generation/(embed|adaptor|head)")  # what may start without one
+    # Workdirs or checkpoints, separated by commas: the first stage starts from their parameters.
+    c.init_from = ""
+    # Patterns of parameters that may be initialised randomly, because no checkpoint has them.
+    c.init_fresh = ("understanding/adaptor", "generation/(embed|adaptor|head)")
     c.log_every = 1
-    c.profile_steps = ""  # "10:13" writes an XProf trace of these steps of every stage into WORKDIR/profile
+    c.profile_steps = ""  # "10:13" writes an XProf trace of steps 10 to 12 of every stage
     c.save_every = 1_000
     c.keep_checkpoints = 2
-    c.samples = dict(prompts=(), guidance=5.0)  # what is drawn into workdir/samples at every checkpoint
-    c.samples.shapes = ""  # a `shapes` folder whose first prompts are drawn and scored there, too
-    c.held_out = dict(sources=ConfigDict(), batches=2)  # task -> {source: weight} whose losses are logged there, too
-    c.ema = 0.0  # decay of the moving average of what trains; 0 keeps none
+    # Prompts of the images that are generated into WORKDIR/samples at every checkpoint.
+    c.samples = dict(prompts=(), guidance=5.0)
+    c.samples.shapes = ""  # a `shapes` folder: images of its first prompts are scored as well
+    # Sources, as {task: {source: weight}}, whose losses are logged at every checkpoint.
+    c.held_out = dict(sources=ConfigDict(), batches=2)
+    c.ema = 0.0  # decay of the moving average of the trainable parameters; 0 switches it off
     c.max_skipped_steps = 10  # non-finite steps in a row before the run stops
-    c.mesh = dict(data=1, fsdp=-1, tensor=1)  # -1 takes the devices that are left
+    c.mesh = dict(data=1, fsdp=-1, tensor=1)  # one may be -1: all remaining devices
     c.optimizer = dict(kind="adamw", b1=0.9, b2=0.95, eps=1e-8, clip=1.0, moments="float32")
     c.model = ConfigDict()
     c.data = dict(
         tokenizer="",  # a tokenizer.json
         sources=ConfigDict(),  # name -> kind, path, fields
-        shards=8,  # virtual shards: fixed for the life of a run, a multiple of every host count it will meet
-        workers=-1,  # threads of a host that decode pictures; -1 takes one a core
-        window=128,  # examples a shard holds back for its packer
+        shards=8,  # virtual shards: fixed during a run, a multiple of every number of processes
+        workers=-1,  # threads per process that decode images; -1: one per core
+        window=128,  # examples per shard that the packer chooses from
         mixture_unit="examples",
         roles=("User", "Assistant"),
         system_prompt="",
-        caption_prompt="Describe the image in detail.",  # before captions in stages 1 and 2, not a target
+        # The instruction before captions in stages 1 and 2; it is not a target.
+        caption_prompt="Describe the image in detail.",
         prompt_drop=0.1,
         first_sentence=0.0,
-        crop="center",  # of pictures to draw, or "random"
+        crop="center",  # of images to generate; or "random"
         overlong="cut",
         bad_record_limit=0.01,
     )
@@ -81,7 +89,7 @@ def get_config():
 
 
 def tiny_model(*, vocab_size):
-    """The published architecture at 64 px: 16 features to understand and 64 codes to draw a picture."""
+    """The published architecture at 64 px: 16 features to understand, 64 codes to generate."""
     transformer = dict(num_layers=4, embed_dim=128, mlp_dim=384, norm_eps=1e-6, remat="none")
     tokenizer = dict(
         base_channels=8,
@@ -95,21 +103,27 @@ def tiny_model(*, vocab_size):
     training = dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32)
     return ConfigDict(
         dict(
-            llm=dict(vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer),
-            understanding=dict(
-                encoder=dict(image_size=64, patch_size=16, num_heads=4, **transformer), adaptor="mlp", begin=False
+            llm=dict(
+                vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer
             ),
-            generation=dict(kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training),
+            understanding=dict(
+                encoder=dict(image_size=64, patch_size=16, num_heads=4, **transformer),
+                adaptor="mlp",
+                begin=False,
+            ),
+            generation=dict(
+                kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training
+            ),
         )
     )
 
 
 def tiny_flow_model(*, vocab_size):
-    """JanusFlow's architecture at 64 px: 16 features to understand and 16 latent tokens to draw a picture."""
+    """JanusFlow's architecture at 64 px: 16 features to understand, 16 latents to generate."""
     model = tiny_model(vocab_size=vocab_size)
-    narrow = dict(embed_dim=64, mlp_dim=192)
-    model.llm.update(narrow)
-    model.understanding.encoder.update(narrow)
+    width = dict(embed_dim=64, mlp_dim=192)
+    model.llm.update(width)
+    model.understanding.encoder.update(width)
     model.understanding.update(adaptor="linear", begin=True)
     model.generation = dict(
         kind="flow",
@@ -124,28 +138,28 @@ def tiny_flow_model(*, vocab_size):
 
 
 def source(path, *, kind="array_record", fields=None, **options):
-    """A source of records; `fields` maps our names to the data's own."""
+    """A source of records; `fields` maps the names of our fields to those of the data."""
     return ConfigDict(dict(kind=kind, path=path, fields=fields, **options))
 
 
 def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
-    """One stage. Mixture is understanding : text : generation; `sources` is {task: {source: weight}}."""
+    """A stage: `mixture` is understanding : text : generation, `sources` {task: {name: weight}}."""
     fields = dict(
         objective="joint",  # what the stage minimises: a key of janus_jax/objectives
         mixture=mixture,
         sources=sources,
-        phases=(),  # dicts of until (a step), mixture and sources, where these change during the stage
+        phases=(),  # dicts (until: a step, mixture, sources) for changes during the stage
         lr=lr,  # or dict(default=1e-4, rows=(("understanding/encoder", 2e-5),)), rates by part
         decay="constant",
         warmup=warmup,
         steps=steps,
-        stop_at=placeholder(int),  # ends the stage early, its schedule unchanged
+        stop_at=placeholder(int),  # ends the stage early; the schedule is that of `steps`
         weight_decay=0.0,
         batch=batch,  # packed rows
-        rows=2,  # R, rows of a pack group
-        length=4096,  # L, tokens of a row
-        und_slots=4,  # U and G: pictures a group holds, one above the mean of the mixture
-        gen_slots=8,
+        rows=2,  # R, rows per pack group
+        length=4096,  # L, tokens per row
+        und_slots=4,  # U, images to understand per group: one above the mean of the mixture
+        gen_slots=8,  # G, images to generate per group
         microbatches=1,
         template="plain",  # stage 3: "chat"
         frozen=placeholder(tuple),  # overrides the table of janus_jax/recipe/freezing.py
@@ -154,7 +168,11 @@ def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
 
 
 def pick_stages(name, table):
-    """All stages in order as `stage_1`, `stage_2`, ..., or the one whose name stands after the colon of --config."""
+    """The stages of `table` as `stage_1`, `stage_2`, ...: all in order, or the one called `name`.
+
+    Raises:
+      ValueError: for a name that the table does not have.
+    """
     if name != "all" and name not in table:
         near = difflib.get_close_matches(name, table, 1)
         hint = f", did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""A model and one stage out of a shape file, for comparisons: `get_config("small.json")`."""
+"""A model and one stage from a file of dimensions, for benchmarks: `get_config("small.json")`."""
 
 import json
 
@@ -7,11 +7,15 @@ from ml_collections import ConfigDict
 from configs import common
 
 KINDS = ("und", "text", "gen")
-DEFAULT = ["und"] * 2 + ["text"] * 3 + ["gen"] * 5  # of files that name no `train.kind_cycle`
+DEFAULT = ["und"] * 2 + ["text"] * 3 + ["gen"] * 5  # for files without `train.kind_cycle`
 
 
 def get_config(path):
-    """The stage with unified data (2) of the model in a shape file; its sources are the benchmark's own."""
+    """Stage 2 of the model in a file of dimensions; the benchmark sets the sources.
+
+    Raises:
+      ValueError: for sizes that do not fit together.
+    """
     with open(path) as file:
         d = json.load(file)
     image, vit, llm, vq = d["image"], d["vision"], d["llm"], d["vq"]
@@ -63,8 +67,8 @@ def get_config(path):
     c.stages = ConfigDict(
         dict(
             stage_2=common.stage(
-                mixture=mixture, sources={}, lr=1e-4, warmup=0, steps=1_000, batch=d["train"]["rows"],
-                rows=d["train"]["rows"], length=d["train"]["length"],
+                mixture=mixture, sources={}, lr=1e-4, warmup=0, steps=1_000,
+                batch=d["train"]["rows"], rows=d["train"]["rows"], length=d["train"]["length"],
             )
         )
     )  # fmt: skip
@@ -72,29 +76,65 @@ def get_config(path):
 
 
 def _check(image, vit, llm, vq, lengths, train):
-    """Raises ValueError for sizes that do not go together."""
-    reduction = 2 ** (len(vq["channel_mult"]) - 1)
-    sizes = dict(layers=llm["layers"], width=llm["width"], rows=train["rows"], length=train["length"])
-    whole = lambda numbers: all(isinstance(n, int) and n > 0 for n in numbers)
-    if not whole(sizes.values()) or not all(whole(lengths[kind]) for kind in KINDS):
-        raise ValueError(f"lengths, llm and train want whole numbers above 0: {sizes}, {lengths}")
-    beside = dict(und=image["tokens"] + 2, text=0, gen=image["tokens"] + 1)
-    longest = {kind: max(lengths[kind], default=0) + beside[kind] for kind in KINDS}
+    """Raises ValueError for sizes that do not fit together."""
+    downsampling = 2 ** (len(vq["channel_mult"]) - 1)
+    sizes = (llm["layers"], llm["width"], train["rows"], train["length"])
+    for numbers in (sizes, *(lengths[kind] for kind in KINDS)):
+        if not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ValueError(
+                f"llm, train and lengths must hold integers above 0, not {list(numbers)}"
+            )
+    image_tokens = dict(und=image["tokens"] + 2, text=0, gen=image["tokens"] + 1)
+    longest = {kind: max(lengths[kind], default=0) + image_tokens[kind] for kind in KINDS}
     cycle = train.get("kind_cycle", DEFAULT)
-    wrong = {
-        "llm.width is no multiple of llm.heads": llm["width"] % llm["heads"],
-        "llm.heads is no multiple of llm.kv_heads": llm["heads"] % llm["kv_heads"],
-        "llm.width / llm.heads, of which positions rotate pairs, is odd": llm["width"] // llm["heads"] % 2,
-        "vision.width is no multiple of vision.heads": vit["width"] % vit["heads"],
-        "vision.width * vision.mlp_ratio is no whole number": vit["width"] * vit["mlp_ratio"] % 1,
-        "image.tokens is not (image.size / image.patch)^2": image["tokens"] * image["patch"] ** 2 != image["size"] ** 2,
-        f"vq.channel_mult has levels for pictures {reduction} times the side of their tokens, image.size and image.tokens "
-        "another": image["tokens"] * reduction**2 != image["size"] ** 2,
-        "a width of vq is no multiple of 32": any(vq["base_channels"] * mult % 32 for mult in vq["channel_mult"]),
-        "lengths.und, .text or .gen is empty": not all(lengths[kind] for kind in KINDS),
-        f"the longest examples, with their pictures, take {longest} tokens and a row has train.length, "
-        f"{train['length']}": max(longest.values()) > train["length"],
-        f"train.kind_cycle is {cycle}; it holds some of {list(KINDS)}": not cycle or not set(cycle) <= set(KINDS),
-    }
-    if found := [what for what, is_so in wrong.items() if is_so]:
-        raise ValueError(found[0])
+    mistakes = (
+        (
+            llm["width"] % llm["heads"],
+            "llm.width is not a multiple of llm.heads",
+        ),
+        (
+            llm["heads"] % llm["kv_heads"],
+            "llm.heads is not a multiple of llm.kv_heads",
+        ),
+        (
+            llm["width"] // llm["heads"] % 2,
+            "llm.width / llm.heads is odd; rotary positions need an even head size",
+        ),
+        (
+            vit["width"] % vit["heads"],
+            "vision.width is not a multiple of vision.heads",
+        ),
+        (
+            vit["width"] * vit["mlp_ratio"] % 1,
+            "vision.width * vision.mlp_ratio is not an integer",
+        ),
+        (
+            image["tokens"] * image["patch"] ** 2 != image["size"] ** 2,
+            "image.tokens is not (image.size / image.patch)^2",
+        ),
+        (
+            image["tokens"] * downsampling**2 != image["size"] ** 2,
+            f"vq.channel_mult means {downsampling}x downsampling, which does not turn image.size"
+            " into image.tokens",
+        ),
+        (
+            any(vq["base_channels"] * mult % 32 for mult in vq["channel_mult"]),
+            "vq.base_channels * vq.channel_mult is not a multiple of 32 at every level",
+        ),
+        (
+            not all(lengths[kind] for kind in KINDS),
+            "lengths.und, lengths.text or lengths.gen is empty",
+        ),
+        (
+            max(longest.values()) > train["length"],
+            f"the longest examples, images included, take {longest} tokens, more than"
+            f" train.length, {train['length']}",
+        ),
+        (
+            not cycle or not set(cycle) <= set(KINDS),
+            f"train.kind_cycle is {cycle}; it must hold some of {list(KINDS)}",
+        ),
+    )
+    for wrong, message in mistakes:
+        if wrong:
+            raise ValueError(message)

@@ -1,9 +1,11 @@
-r"""JanusFlow-1.3B: SigLIP-L/16 + SDXL-VAE + 1.3B LLaMA-type LLM, rectified flow in 384 px pictures (JanusFlow, table 1).
+r"""JanusFlow-1.3B: SigLIP-L/16 + SDXL-VAE + 1.3B LLaMA-type LLM, 384 px, rectified flow
+(JanusFlow, table 1).
 
     python -m janus_jax.train --config=configs/flow_1p3b.py:2 --workdir=runs/flow_1p3b
 
-The text after the colon is the stage; without one the whole recipe runs. The autoencoder, the understanding encoder and
-the LLM come from imported weights, several with commas between: --config.init_from=towers/llm,towers/siglip,towers/vae.
+The text after the colon is the stage; by default the whole recipe runs. The autoencoder, the
+understanding encoder and the LLM start from imported weights, separated by commas:
+--config.init_from=towers/llm,towers/siglip,towers/vae.
 """
 
 from configs import common
@@ -12,8 +14,8 @@ from configs import common
 def get_config(stage="all", *, image_size=384):
     """Mixtures are understanding : text : generation; batches count packed rows of 4096 tokens.
 
-    The paper names understanding : generation : text. Its arXiv edition trains stage 2 for 390 000 steps; the CVPR
-    edition, for 380 000: --config.stages.stage_2.steps=380_000.
+    The paper prints mixtures as understanding : generation : text. Its arXiv edition trains stage 2
+    for 390 000 steps, the CVPR edition for 380 000: --config.stages.stage_2.steps=380_000.
     """
     c = common.get_config()
     c.ema = 0.99
@@ -31,7 +33,7 @@ def get_config(stage="all", *, image_size=384):
         alignment=dict(layer=6, feature_dim=encoder["embed_dim"]),
         sample_latents=False,
     )
-    c.data.shards = 64  # as many as the smallest batch has groups: for up to 64 processes
+    c.data.shards = 64  # the number of groups of the smallest batch; for up to 64 processes
     c.data.system_prompt = common.SYSTEM_PROMPT
     c.data.tokenizer = "data/janus/tokenizer.json"
     c.data.crop = "random"
@@ -43,10 +45,10 @@ def get_config(stage="all", *, image_size=384):
         dialogue=common.source("data/janus/dialogue/*.array_record"),
         imagenet=common.source("data/janus/imagenet/*.array_record"),  # class name as prompt
         pictures=common.source("data/janus/pictures/*.array_record"),
-        one_sentence=common.source("data/janus/one_sentence/*.array_record"),  # pictures with captions of one sentence
+        one_sentence=common.source("data/janus/one_sentence/*.array_record"),
     )
-    drawn = dict(pictures=3, one_sentence=1)  # a quarter of the captions is one sentence long
-    sources = dict(understanding=dict(captions=1), text=dict(text=1), generation=drawn)
+    generation = dict(pictures=3, one_sentence=1)  # a quarter of the captions: one sentence long
+    sources = dict(understanding=dict(captions=1), text=dict(text=1), generation=generation)
     c.stages = common.pick_stages(
         stage,
         {
@@ -63,7 +65,9 @@ def get_config(stage="all", *, image_size=384):
             "3": common.stage(
                 mixture=(21, 9, 70), lr=2e-5, warmup=1_000, steps=26_000, batch=256,
                 und_slots=4, gen_slots=10, template="chat",
-                sources=dict(understanding=dict(chat=1), text=dict(dialogue=1), generation=drawn),
+                sources=dict(
+                    understanding=dict(chat=1), text=dict(dialogue=1), generation=generation
+                ),
             ),
         },
     )  # fmt: skip

@@ -1,50 +1,60 @@
-r"""The tiny Janus on real pictures: names, groups and drawings of emoji.
+r"""The tiny Janus on real images: names, groups and drawings of emoji.
 
     python -m janus_jax.prepare openmoji --out=data/openmoji
     python -m janus_jax.train --config=configs/openmoji.py --workdir=runs/openmoji
 
-OpenMoji's drawings are CC BY-SA 4.0 (https://openmoji.org), and so is what a model trained on them draws.
+OpenMoji's drawings are CC BY-SA 4.0 (https://openmoji.org), and so are images from a
+model trained on them.
 """
 
 from configs import common
 
 QUESTION = "=Which group of emoji is this?"
-PROMPTS = (  # names of the training split
+PROMPTS = (  # from the training split
     "sunflower", "tiger", "panda", "black cat", "owl", "cherries", "avocado", "sushi",
-    "pink heart", "smiling face", "jack-o-lantern", "crown", "purple circle", "red square", "Colombia", "alarm clock",
+    "pink heart", "smiling face", "jack-o-lantern", "crown", "purple circle", "red square",
+    "Colombia", "alarm clock",
 )  # fmt: skip
 
 
 def get_config(stage="all"):
-    """The text after the colon is the stage; without one the whole recipe runs."""
+    """The text after the colon is the stage; by default the whole recipe runs."""
     c = common.get_config()
-    c.init_fresh = ("llm", "understanding", "generation/(embed|adaptor|head)")  # pretrained at no such size
+    c.init_fresh = (
+        "llm",
+        "understanding",
+        "generation/(embed|adaptor|head)",
+    )  # no pretrained weights at this size
     c.save_every = 500
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
-    c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
-    c.samples.update(prompts=PROMPTS, guidance=1.0)  # guidance leads away from what is known by heart
+    c.optimizer.kind = "muon"  # from scratch, half the steps of AdamW
+    c.samples.update(
+        prompts=PROMPTS, guidance=1.0
+    )  # guidance moves samples away from memorised images
     c.model = common.tiny_model(vocab_size=1024)
     c.data.tokenizer = "data/openmoji/tokenizer.json"
-    emoji = lambda split, **fields: common.source("data/openmoji/openmoji/1.0.0", kind="tfds", split=split, fields=fields)
-    few = "train[:10%]"  # as many names as a quarter of an hour on 2 cores learns by heart; with hours, "train"
+    emoji = lambda split, **fields: common.source(
+        "data/openmoji/openmoji/1.0.0", kind="tfds", split=split, fields=fields
+    )
+    subset = "train[:10%]"  # what 15 minutes on 2 cores memorise; with hours, use "train"
     c.data.sources = dict(
         pictures=emoji("train", image="image", prompt="name"),
-        generation=emoji(few, image="image", prompt="name"),
-        understanding=emoji(few, image="image", question=QUESTION, answer="group"),
-        text=emoji(few, text="sentence"),
+        generation=emoji(subset, image="image", prompt="name"),
+        understanding=emoji(subset, image="image", question=QUESTION, answer="group"),
+        text=emoji(subset, text="sentence"),
     )
     c.data.shards = 2
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = {task: {task: 1} for task in ("understanding", "text", "generation")}
-    # As in configs/tiny.py: the tokenizer is trained first and then frozen; nothing else has pretrained weights.
+    # As in configs/tiny.py: the tokenizer trains first and is then frozen; nothing is pretrained.
     shape = dict(batch=4, length=256, frozen=("generation/tokenizer",))
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
-                objective="tokenizer",
-                mixture=(0, 0, 1), sources={"generation": {"pictures": 1}}, lr=4e-3, decay="cosine", warmup=50,
-                steps=1_200, batch=16, rows=4, length=320, und_slots=0, gen_slots=4,
+                objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"pictures": 1}},
+                lr=4e-3, decay="cosine", warmup=50, steps=1_200, batch=16, rows=4, length=320,
+                und_slots=0, gen_slots=4,
             ),
             "1": common.stage(
                 mixture=(1, 0, 3), sources=sources, lr=3e-3, warmup=50, steps=100,

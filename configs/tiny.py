@@ -1,56 +1,67 @@
-r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages in 18 minutes on 2 cores.
+r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages, minutes on 2 cores.
 
     python -m janus_jax.prepare shapes --out=data/shapes
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-The model is common.tiny_model: an 8x tokenizer with 64 codes a picture, a ViT with 16 features, 1.0M parameters of LLM.
+The model is common.tiny_model: a tokenizer with 8x downsampling and 64 codes per image, a ViT
+with 16 features, and an LLM of 1.0M parameters.
 """
 
 from configs import common
 
 
 def get_config(stage="all"):
-    """The text after the colon is the stage; without one the whole recipe runs."""
+    """The text after the colon is the stage; by default the whole recipe runs."""
     c = common.get_config()
-    c.init_fresh = ("llm", "understanding", "generation/(embed|adaptor|head)")  # pretrained at no such size
+    c.init_fresh = (
+        "llm",
+        "understanding",
+        "generation/(embed|adaptor|head)",
+    )  # no pretrained weights at this size
     c.save_every = 1_000
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
-    c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
+    c.optimizer.kind = "muon"  # from scratch, half the steps of AdamW
     c.samples.guidance = 1.5
     c.samples.prompts = (
-        "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
+        "a small red circle", "two green squares", "a star left of a cross",
+        "a blue diamond and a yellow triangle",
     )  # fmt: skip
     c.model = common.tiny_model(vocab_size=512)
     c.data.tokenizer = "data/shapes/tokenizer.json"
     names = ("objects", "scenes", "captions", "questions", "text")
-    c.data.sources = {name: common.source(f"data/shapes/{name}-train.array_record") for name in names}
-    c.data.sources["questions-heldout"] = common.source("data/shapes/questions-heldout.array_record")
+    c.data.sources = {
+        name: common.source(f"data/shapes/{name}-train.array_record") for name in names
+    }
+    c.data.sources["questions-heldout"] = common.source(
+        "data/shapes/questions-heldout.array_record"
+    )
     c.held_out.sources = dict(understanding={"questions-heldout": 1})
     c.data.shards = 2
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = dict(understanding={"captions": 1}, text={"text": 1}, generation={"scenes": 1})
-    # The tokenizer is trained first, in place of a pretrained one, and is frozen from then on. The understanding
-    # encoder and the LLM have no pretrained weights at this size either, so every stage trains them.
+    # The tokenizer trains first, since there is no pretrained one, and is frozen afterwards. The
+    # understanding encoder and the LLM have no pretrained weights either: every stage trains them.
     shape = dict(batch=4, length=256, frozen=("generation/tokenizer",))
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
-                objective="tokenizer",
-                mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine", warmup=50, steps=650, batch=16,
-                rows=4, length=320, und_slots=0, gen_slots=4,
+                objective="tokenizer", mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine",
+                warmup=50, steps=650, batch=16, rows=4, length=320, und_slots=0, gen_slots=4,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources | {"generation": {"objects": 1}}, lr=3e-3, warmup=50, steps=400,
-                und_slots=3, gen_slots=6, **shape,
+                mixture=(1, 0, 3), sources=sources | {"generation": {"objects": 1}}, lr=3e-3,
+                warmup=50, steps=400, und_slots=3, gen_slots=6, **shape,
             ),
             "2": common.stage(
                 mixture=(3, 1, 6), sources=sources, lr=3e-3, warmup=50, steps=800,
                 und_slots=3, gen_slots=6, **shape,
             ),
             "3": common.stage(
-                mixture=(5, 1, 4), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
-                decay="cosine", warmup=50, steps=1_250, und_slots=4, gen_slots=3, template="chat", **shape,
+                mixture=(5, 1, 4),
+                sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
+                decay="cosine", warmup=50, steps=1_250, und_slots=4, gen_slots=3, template="chat",
+                **shape,
             ),
         },
     )  # fmt: skip

@@ -3,54 +3,65 @@ r"""A tiny JanusFlow that learns `shapes` on a laptop: autoencoder and three sta
     python -m janus_jax.prepare shapes --out=data/shapes
     python -m janus_jax.train --config=configs/tiny_flow.py --workdir=runs/flow
 
-The model is common.tiny_flow_model: an autoencoder of SDXL's architecture, 8x down, and 16 latent tokens a picture.
+The model is common.tiny_flow_model: an autoencoder of SDXL's architecture, 8x downsampling,
+and 16 latent tokens per image.
 """
 
 from configs import common
 
 
 def get_config(stage="all"):
-    """The text after the colon is the stage; without one the whole recipe runs."""
+    """The text after the colon is the stage; by default the whole recipe runs."""
     c = common.get_config()
-    c.init_fresh = ("llm", "understanding", "generation/(?!tokenizer).*")  # pretrained at no such size
+    c.init_fresh = (
+        "llm",
+        "understanding",
+        "generation/(?!tokenizer).*",
+    )  # no pretrained weights at this size
     c.save_every = 1_000
     c.ema = 0.99
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
-    c.optimizer.kind = "muon"  # from scratch it needs half the steps of AdamW
+    c.optimizer.kind = "muon"  # from scratch, half the steps of AdamW
     c.samples.guidance = 2.0
     c.samples.prompts = (
-        "a small red circle", "two green squares", "a star left of a cross", "a blue diamond and a yellow triangle",
+        "a small red circle", "two green squares", "a star left of a cross",
+        "a blue diamond and a yellow triangle",
     )  # fmt: skip
     c.model = common.tiny_flow_model(vocab_size=512)
     c.data.tokenizer = "data/shapes/tokenizer.json"
     names = ("objects", "scenes", "captions", "questions", "text")
-    c.data.sources = {name: common.source(f"data/shapes/{name}-train.array_record") for name in names}
+    c.data.sources = {
+        name: common.source(f"data/shapes/{name}-train.array_record") for name in names
+    }
     c.data.shards = 2
     c.data.roles = ("<|User|>", "<|Assistant|>")
     sources = dict(understanding={"captions": 1}, text={"text": 1}, generation={"scenes": 1})
-    # The autoencoder is trained first, in place of a pretrained one, and is frozen from then on; its scale is measured
-    # when it is done. The understanding encoder and the LLM have no pretrained weights at this size either, so every
-    # stage trains them, and alignment looks at the encoder as trained so far.
+    # The autoencoder trains first, since there is no pretrained one, and is frozen afterwards; its
+    # scale is measured at the end of its stage. The understanding encoder and the LLM have no
+    # pretrained weights either: every stage trains them, and the alignment target is the current
+    # encoder.
     shape = dict(batch=16, rows=8, length=128, frozen=("generation/tokenizer",))
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
-                objective="tokenizer",
-                mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine", warmup=50, steps=450, batch=4,
-                rows=1, length=256, und_slots=0, gen_slots=8, frozen=("generation/tokenizer/scale",),
+                objective="tokenizer", mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine",
+                warmup=50, steps=450, batch=4, rows=1, length=256, und_slots=0, gen_slots=8,
+                frozen=("generation/tokenizer/scale",),
             ),
             "1": common.stage(
-                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, lr=3e-3, warmup=50, steps=100,
-                und_slots=18, gen_slots=18, **shape,
+                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, lr=3e-3,
+                warmup=50, steps=100, und_slots=18, gen_slots=18, **shape,
             ),
             "2": common.stage(
                 mixture=(10, 1, 10), sources=sources, lr=3e-3, warmup=50, steps=850,
                 und_slots=17, gen_slots=17, **shape,
             ),
             "3": common.stage(
-                mixture=(10, 1, 10), sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
-                decay="cosine", warmup=50, steps=1_250, und_slots=10, gen_slots=10, template="chat", **shape,
+                mixture=(10, 1, 10),
+                sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
+                decay="cosine", warmup=50, steps=1_250, und_slots=10, gen_slots=10, template="chat",
+                **shape,
             ),
         },
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The golden fixtures: small random models of the release's own code, with inputs, outputs and gradients."""
+"""Golden fixtures: small random models of the released code, with inputs, outputs and gradients."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from janus_jax.models.janus import Janus
 
 GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent / "golden"))
 if "JANUS_GOLDEN" in os.environ and not GOLDEN.is_dir():
-    raise FileNotFoundError(f"JANUS_GOLDEN names {str(GOLDEN)!r}, which is no folder.")
+    raise FileNotFoundError(f"JANUS_GOLDEN names {str(GOLDEN)!r}, which is not a folder.")
 
 
 def sizes(folder):
@@ -29,34 +29,51 @@ def janus_model(d):
     """Keyword arguments of `Janus` for the sizes of a fixture."""
     return dict(
         llm=dict(
-            vocab_size=d["vocab"], num_layers=d["layers"], embed_dim=d["embed"], num_heads=d["heads"],
-            num_kv_heads=d["heads"], mlp_dim=d["mlp"], rope_theta=d.get("rope_theta", 10_000.0), norm_eps=d["rms_eps"],
+            vocab_size=d["vocab"],
+            num_layers=d["layers"],
+            embed_dim=d["embed"],
+            num_heads=d["heads"],
+            num_kv_heads=d["heads"],
+            mlp_dim=d["mlp"],
+            rope_theta=d.get("rope_theta", 10_000.0),
+            norm_eps=d["rms_eps"],
         ),
         understanding=dict(
             encoder=dict(
-                image_size=d["image"], patch_size=d["patch"], num_layers=d["vit_layers"], embed_dim=d["vit_width"],
-                num_heads=d["vit_heads"], mlp_dim=4 * d["vit_width"],
+                image_size=d["image"],
+                patch_size=d["patch"],
+                num_layers=d["vit_layers"],
+                embed_dim=d["vit_width"],
+                num_heads=d["vit_heads"],
+                mlp_dim=4 * d["vit_width"],
             )
         ),
         generation=dict(
-            kind="vq", image_size=d["image"],
+            kind="vq",
+            image_size=d["image"],
             tokenizer=dict(
-                base_channels=d["vq_ch"], channel_mult=d["vq_mult"], num_res_blocks=d.get("vq_res_blocks", 2),
-                z_channels=d["vq_z"], codebook_size=d["codes"], codebook_dim=d["code_dim"],
+                base_channels=d["vq_ch"],
+                channel_mult=d["vq_mult"],
+                num_res_blocks=d.get("vq_res_blocks", 2),
+                z_channels=d["vq_z"],
+                codebook_size=d["codes"],
+                codebook_dim=d["code_dim"],
             ),
         ),
-    )  # fmt: skip
+    )
 
 
 def flow_model(d):
-    """Keyword arguments of `Janus` for the sizes of a JanusFlow fixture; its autoencoder is the smallest one."""
+    """Keyword arguments of `Janus` for a JanusFlow fixture, with the smallest autoencoder."""
     model = janus_model(d | dict(vq_ch=32, vq_mult=[1], vq_z=4, codes=1, code_dim=1))
     model["understanding"] |= dict(adaptor="linear", begin=True)
     model["generation"] = dict(
-        kind="flow", image_size=8 * d["latent"],
+        kind="flow",
+        image_size=8 * d["latent"],
         tokenizer=dict(widths=[1, 1, 1, 1], num_res_blocks=1, latent_channels=4, num_groups=1),
-        unet=dict(dim=d["unet"], num_blocks=2, norm_eps=d["rms_eps"]), alignment=dict(layer=0, feature_dim=0),
-    )  # fmt: skip
+        unet=dict(dim=d["unet"], num_blocks=2, norm_eps=d["rms_eps"]),
+        alignment=dict(layer=0, feature_dim=0),
+    )
     return model
 
 
@@ -67,13 +84,16 @@ def spell_out(network, kind, *, layout="deepseek"):
 
 
 def load_janus(model, path, *, layout="deepseek"):
-    """ModelSpec and fp32 parameters of weights in a layout; what releases leave out is fresh."""
-    network, kind = ModelSpec(functools.partial(Janus, **model, dtype=jnp.float32)), model["generation"]["kind"]
+    """ModelSpec and fp32 parameters of weights in a layout; fresh ones where releases have none."""
+    network, kind = (
+        ModelSpec(functools.partial(Janus, **model, dtype=jnp.float32)),
+        model["generation"]["kind"],
+    )
     weights, tensors = files.Folder(path), spell_out(network, kind, layout=layout)
     unused = tables.unused(layout, kind, network.abstract)
     name_map.check(tensors, weights.held, unused=unused, layout=layout, where=str(path))
     read = {p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)}
-    return network, network.fresh(jax.random.key(0)) | read
+    return network, network.init(jax.random.key(0)) | read
 
 
 def inputs(folder, name="io"):
@@ -81,9 +101,9 @@ def inputs(folder, name="io"):
     return load_file(folder / f"{name}.safetensors")
 
 
-def nhwc(pictures):
+def nhwc(images):
     """NCHW -> NHWC."""
-    return jnp.asarray(np.moveaxis(pictures, -3, -1))
+    return jnp.asarray(np.moveaxis(images, -3, -1))
 
 
 def close(ours, theirs, *, tolerance=2e-5):

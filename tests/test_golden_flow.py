@@ -1,6 +1,6 @@
 """JanusFlow's forward pass, gradients and sampling against the release's own numbers.
 
-The fixtures' folder is JANUS_GOLDEN, tests/golden without it; every size comes from its dims.json.
+The fixtures are in JANUS_GOLDEN, by default tests/golden; every size comes from its dims.json.
 """
 
 import jax
@@ -24,42 +24,47 @@ def golden():
     return *load_janus(flow_model(sizes(FOLDER)), FOLDER / "model.safetensors"), inputs(FOLDER)
 
 
-def whole(model, x, *, tap=None):
+def run_llm(model, x, *, tap=None):
     """The LLM over rows of one example each."""
     positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
     return model.llm(x, positions=positions, segment_ids=jnp.ones(x.shape[:2], jnp.int32), tap=tap)
 
 
-def moved(io):
-    """The fixture's pictures at their times."""
+def noised_images(io):
+    """The fixture's images at their times."""
     return noised(nhwc(io["flow/latents"]), nhwc(io["flow/noise"]), jnp.asarray(io["flow/time"]))
 
 
-def draw(model, io):
-    """Encoder output, time embedding, states after the first block, velocity."""
-    tokens, (skip, time) = model.path.embed(moved(io))
+def generate(model, io):
+    """Hidden states of the images, those after the first block of all positions, and the skip."""
+    tokens, skip = model.generator.embed(noised_images(io))
     prompt = model.embed_text(jnp.asarray(io["flow/prompt_ids"]))
-    hidden, tapped = whole(model, jnp.concatenate([prompt, tokens], axis=1), tap=1)
-    hidden = hidden[:, prompt.shape[1] + model.path.read_shift :]
-    return skip, time, tapped, model.path.velocity(hidden, (skip, time)), hidden
+    hidden, tapped = run_llm(model, jnp.concatenate([prompt, tokens], axis=1), tap=1)
+    return hidden[:, prompt.shape[1] + model.generator.read_shift :], tapped, skip
 
 
 def flow_loss(model, io):
-    skip, time, _, _, hidden = draw(model, io)
-    losses, metrics = model.path.loss(hidden, None, moved(io), (skip, time))
+    hidden, _, skip = generate(model, io)
+    losses, metrics = model.generator.loss(hidden, None, noised_images(io), skip)
     assert set(metrics) == {"gen_velocity"}
     return losses.mean()
 
 
-def test_pictures_are_moved_as_the_release_does(golden):
+def test_noised_images_equal_the_reference(golden):
     *_, io = golden
-    close(moved(io).state, nhwc(io["flow/z_t"]))
+    close(noised_images(io).state, nhwc(io["flow/z_t"]))
 
 
-def test_drawing(golden):
+def test_image_generation(golden):
     network, params, io = golden
-    skip, time, tapped, velocity, _ = jax.jit(lambda p: draw(network.merge(p), io))(params)
-    close(skip, nhwc(io["flow/encoder_out"]))
+
+    def outputs(params):
+        model = network.merge(params)
+        hidden, tapped, skip = generate(model, io)
+        return *skip, tapped, model.generator.velocity(hidden, skip)
+
+    features, time, tapped, velocity = jax.jit(outputs)(params)
+    close(features, nhwc(io["flow/encoder_out"]))
     close(time, io["flow/time_embed"])
     close(tapped, io["flow/hidden_after_block_1"])
     close(velocity, nhwc(io["flow/velocity"]))
@@ -71,7 +76,9 @@ def test_gradients_of_every_parameter(golden):
     gradients = jax.jit(jax.grad(lambda p: flow_loss(network.merge(p), io)))(params)
     expected = {k.removeprefix("flow/"): g for k, g in inputs(FOLDER, "grads").items()}
     tensors = spell_out(network, "flow")
-    ours = dict(name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
+    ours = dict(
+        name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors)
+    )
     assert len(expected) >= 50
     for key, gradient in expected.items():
         close(ours[key], gradient, tolerance=1e-4)
@@ -79,17 +86,20 @@ def test_gradients_of_every_parameter(golden):
         assert not ours[key].any(), f"{key} has a gradient that the reference does not have"
 
 
-def integrate(model, io, *, step=None):
+def integrate(model, io, *, make_step=None):
     """The fixture's guided Euler steps: latents and velocities."""
     prompts, pad = jnp.asarray(io["sample/prompt_ids"]), int(io["sample/pad_id"])
-    real, path = jnp.ones(prompts.shape, bool), model.path
-    without, seen = path.unconditional(prompts, real=real, pad_id=pad)
+    real, generator = jnp.ones(prompts.shape, bool), model.generator
+    without, mask_without = generator.unconditional(prompts, real=real, pad_id=pad)
     pair = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])
-    x, attended = model.embed_text(pair(prompts, without)), pair(real, seen)
-    _, cache = decode.prefill(model, x, real=pair(real, real), prompt_mask=attended, max_new_tokens=path.num_tokens)
+    x = model.embed_text(pair(prompts, without))
+    mask = pair(real, mask_without)
+    _, cache = decode.prefill(
+        model, x, real=pair(real, real), prompt_mask=mask, max_new_tokens=generator.num_tokens
+    )
     guidance = FlowGuidance(scale=float(io["sample/guidance"]), steps=int(io["sample/steps"]))
-    step = step(x, attended) if step else decode.make_decode_step(model)
-    return path.integrate(step, cache, nhwc(io["sample/z0"]), rows=2, guidance=guidance)
+    step = make_step(x, mask) if make_step else decode.make_decode_step(model)
+    return generator.integrate(step, cache, nhwc(io["sample/z0"]), branches=2, guidance=guidance)
 
 
 def test_guided_euler_steps(golden):
@@ -105,28 +115,34 @@ def test_one_cache_of_the_prompt_equals_computing_it_at_every_step(golden):
     def both(params):
         model = network.merge(params)
 
-        def recompute(x, seen):
+        def recompute(x, prompt_mask):
             def step(tokens, cache):
                 rows = jnp.concatenate([x, tokens], axis=1)
-                mask = jnp.pad(seen, ((0, 0), (0, tokens.shape[1])), constant_values=True).astype(jnp.int32)
+                mask = jnp.pad(
+                    prompt_mask, ((0, 0), (0, tokens.shape[1])), constant_values=True
+                ).astype(jnp.int32)
                 places = jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape[:2])
-                return model.llm(rows, positions=places, segment_ids=mask)[0][:, x.shape[1] :], cache
+                return model.llm(rows, positions=places, segment_ids=mask)[0][
+                    :, x.shape[1] :
+                ], cache
 
             return step
 
-        return integrate(model, io)[0], integrate(model, io, step=recompute)[0]
+        return integrate(model, io)[0], integrate(model, io, make_step=recompute)[0]
 
     close(*jax.jit(both)(params), tolerance=1e-5)
 
 
-def understand(model, io, *, begin=None):
-    """Text logits of the fixture's pictures to understand."""
-    features = model.understanding.adaptor(model.understanding.encoder(nhwc(io["und/pixel_values"][:, 0])))
-    begin = jnp.broadcast_to((model.understanding.begin[...] if begin is None else begin)[None, None], features[:, :1].shape)
+def understand(model, io):
+    """Text logits of the fixture's images to understand."""
+    features = model.understanding.adaptor(
+        model.understanding.encoder(nhwc(io["und/pixel_values"][:, 0]))
+    )
+    begin = jnp.broadcast_to(model.understanding.begin[...][None, None], features[:, :1].shape)
     slots = jnp.concatenate([begin, features], axis=1)
     start = jnp.asarray(io["und/image_mask"]).argmax(axis=1)[:, None]
     x = insert(model.embed_text(jnp.asarray(io["und/input_ids"])), slots[:, None], start=start)
-    return model.llm.head(whole(model, x)[0])
+    return model.llm.head(run_llm(model, x)[0])
 
 
 def test_understanding(golden):
@@ -134,15 +150,19 @@ def test_understanding(golden):
     close(jax.jit(lambda p: understand(network.merge(p), io))(params), io["und/logits"])
 
 
-def test_pictures_are_inserted_with_their_begin_and_it_has_a_gradient(golden):
+def test_images_are_inserted_with_begin_which_has_a_gradient(golden):
     network, params, io = golden
     model = network.merge(params)
     pixels = nhwc(io["und/pixel_values"])
-    pictures = jnp.round((pixels * 0.5 + 0.5) * 255).astype(jnp.uint8)
+    images = jnp.round((pixels * 0.5 + 0.5) * 255).astype(jnp.uint8)
     start = jnp.asarray(io["und/image_mask"]).argmax(axis=1)[:, None] + 1  # of the first feature
     x = model.embed_text(jnp.asarray(io["und/input_ids"]))
-    put = lambda p: network.merge(p).insert_pictures(x, pictures, start=start)
+    put = lambda p: network.merge(p).insert_images(x, images, start=start)
     out = jax.jit(put)(params)
-    np.testing.assert_array_equal(out[:, start[0, 0] - 1], jnp.stack([params["understanding/begin"]] * 2))
+    np.testing.assert_array_equal(
+        out[:, start[0, 0] - 1], jnp.stack([params["understanding/begin"]] * 2)
+    )
     np.testing.assert_array_equal(out[:, : start[0, 0] - 1], x[:, : start[0, 0] - 1])
-    assert (jnp.abs(jax.jit(jax.grad(lambda p: (put(p) ** 2).sum()))(params)["understanding/begin"]) > 0).all()
+    assert (
+        jnp.abs(jax.jit(jax.grad(lambda p: (put(p) ** 2).sum()))(params)["understanding/begin"]) > 0
+    ).all()

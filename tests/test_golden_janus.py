@@ -1,6 +1,6 @@
 """Forward, gradients, codes, sampling and preprocessing against the release's own numbers.
 
-The fixtures' folder is JANUS_GOLDEN, tests/golden without it; every size comes from its dims.json.
+The fixtures are in JANUS_GOLDEN, by default tests/golden; every size comes from its dims.json.
 """
 
 import jax
@@ -15,7 +15,16 @@ from janus_jax.data import images
 from janus_jax.generation.vq import VQGuidance
 from janus_jax.inference import decode
 from janus_jax.models.interleave import insert
-from tests.golden_model import GOLDEN, close, inputs, janus_model, load_janus, nhwc, sizes, spell_out
+from tests.golden_model import (
+    GOLDEN,
+    close,
+    inputs,
+    janus_model,
+    load_janus,
+    nhwc,
+    sizes,
+    spell_out,
+)
 
 FOLDER = GOLDEN / "janus_tiny"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
@@ -27,7 +36,7 @@ def golden():
     return *load_janus(janus_model(sizes(FOLDER)), FOLDER / "model.safetensors"), inputs(FOLDER)
 
 
-def whole(model, x):
+def run_llm(model, x):
     """The LLM over rows of one example each."""
     positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
     return model.llm(x, positions=positions, segment_ids=jnp.ones(x.shape[:2], jnp.int32))[0]
@@ -40,7 +49,7 @@ def understand(model, io):
     adapted = model.understanding.adaptor(features)
     start = jnp.asarray(io["und/image_mask"]).argmax(axis=1)[:, None]
     x = insert(model.embed_text(jnp.asarray(io["und/input_ids"])), adapted[:, None], start=start)
-    hidden = whole(model, x)
+    hidden = run_llm(model, x)
     return features, adapted, hidden, model.llm.head(hidden)
 
 
@@ -50,30 +59,33 @@ def text_loss(model, io):
     return losses.mean(where=labels >= 0)
 
 
-def draw(model, io):
-    """Code embeddings and teacher-forced picture logits."""
-    path, codes = model.path, jnp.asarray(io["vq/ids"])
-    embeds, _ = path.embed(codes)
+def generate(model, io):
+    """Code embeddings, and the states from which teacher forcing predicts the codes."""
+    generator = model.generator
+    embeds, _ = generator.embed(jnp.asarray(io["vq/ids"]))
     prompt = model.embed_text(jnp.asarray(io["gen/prompt_ids"]))
-    hidden = whole(model, jnp.concatenate([prompt, embeds], axis=1))
-    first, count = prompt.shape[1] + path.read_shift, path.num_tokens
-    return embeds, hidden[:, first : first + count]
+    hidden = run_llm(model, jnp.concatenate([prompt, embeds], axis=1))
+    first = prompt.shape[1] + generator.read_shift
+    return embeds, hidden[:, first : first + generator.num_tokens]
 
 
-def picture_loss(model, io):
-    losses, _ = model.path.loss(draw(model, io)[1], None, jnp.asarray(io["vq/ids"]), None)
-    return losses.mean() / model.path.num_tokens
+def image_loss(model, io):
+    _, hidden = generate(model, io)
+    losses, _ = model.generator.loss(hidden, None, jnp.asarray(io["vq/ids"]), None)
+    return losses.mean() / model.generator.num_tokens
 
 
 def test_understanding(golden):
     network, params, io = golden
     results = jax.jit(lambda p: understand(network.merge(p), io))(params)
-    for ours, name in zip(results, ("siglip_features", "adaptor_out", "last_hidden", "logits"), strict=True):
+    for ours, name in zip(
+        results, ("siglip_features", "adaptor_out", "last_hidden", "logits"), strict=True
+    ):
         close(ours, io[f"und/{name}"])
     close(jax.jit(lambda p: text_loss(network.merge(p), io))(params), io["und/loss"])
 
 
-def test_picture_codes_and_their_losses(golden):
+def test_codes_and_tokenizer_losses(golden):
     network, params, io = golden
     tokenizer = network.merge(params).generation.tokenizer
     pixels = nhwc(io["gen/pixels"])
@@ -82,28 +94,32 @@ def test_picture_codes_and_their_losses(golden):
     codes = tokenizer.nearest(vectors)
     np.testing.assert_array_equal(codes, io["vq/ids"])
     close(jax.jit(tokenizer.decode)(codes), nhwc(io["vq/decoded"]))
-    used = jnp.ones(len(pixels), bool)
-    _, codes, codebook, commitment, _ = jax.jit(tokenizer.reconstruct)(pixels, used)
-    np.testing.assert_array_equal(codes, io["vq/ids"])
+    _, codebook, commitment = jax.jit(tokenizer.quantize_through)(pixels)
     close(codebook.mean(), io["vq/loss_codebook"])
     close(0.25 * commitment.mean(), io["vq/loss_commit"])
 
 
-def test_drawing(golden):
+def test_image_generation(golden):
     network, params, io = golden
-    embeds, hidden = jax.jit(lambda p: draw(network.merge(p), io))(params)
+    embeds, hidden = jax.jit(lambda p: generate(network.merge(p), io))(params)
     close(embeds, io["gen/code_embeds"])
     close(network.merge(params).generation.head(hidden), io["gen/logits"])
-    close(jax.jit(lambda p: picture_loss(network.merge(p), io))(params), io["gen/loss"])
+    close(jax.jit(lambda p: image_loss(network.merge(p), io))(params), io["gen/loss"])
 
 
-@pytest.mark.parametrize(("task", "loss"), [("und", text_loss), ("gen", picture_loss)])
+@pytest.mark.parametrize(("task", "loss"), [("und", text_loss), ("gen", image_loss)])
 def test_gradients_of_every_parameter(golden, task, loss):
     network, params, io = golden
     gradients = jax.jit(jax.grad(lambda p: loss(network.merge(p), io)))(params)
-    expected = {k.removeprefix(f"{task}/"): g for k, g in inputs(FOLDER, "grads").items() if k.startswith(f"{task}/")}
+    expected = {
+        k.removeprefix(f"{task}/"): g
+        for k, g in inputs(FOLDER, "grads").items()
+        if k.startswith(f"{task}/")
+    }
     tensors = spell_out(network, "vq")
-    ours = dict(name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors))
+    ours = dict(
+        name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors)
+    )
     assert len(expected) >= 20
     for key, gradient in expected.items():
         close(ours[key], gradient, tolerance=1e-4)
@@ -115,24 +131,30 @@ def test_guided_greedy_sampling(golden):
     network, params, io = golden
     prompts = np.asarray(io["ar/prompt_ids"], np.int32)
     guidance = VQGuidance(scale=float(io["ar/guidance"]), temperature=0)
-    keys, pad = jax.random.split(jax.random.key(0), len(prompts))[:, None], int(io["ar/pad_id"])
+    keys = jax.random.split(jax.random.key(0), len(prompts))[:, None]
+    pad = int(io["ar/pad_id"])
     real = np.ones(prompts.shape, bool)
-    _, codes = decode.draw_batch(params, prompts, real, keys, network=network, pad_id=pad, guidance=guidance)
+    _, codes = decode.draw_batch(
+        params, prompts, real, keys, network=network, pad_id=pad, guidance=guidance
+    )
     np.testing.assert_array_equal(codes, io["ar/ids"])
 
     def logits(params):
         model = network.merge(params)
-        without, _ = model.path.unconditional(jnp.asarray(prompts), real=jnp.asarray(real), pad_id=pad)
-        states = [
-            draw(model, {"vq/ids": io["ar/ids"], "gen/prompt_ids": rows})[1] for rows in (jnp.asarray(prompts), without)
-        ]
-        conditional, unconditional = map(model.generation.head, states)
+        without, _ = model.generator.unconditional(
+            jnp.asarray(prompts), real=jnp.asarray(real), pad_id=pad
+        )
+        teacher_forced = lambda rows: generate(
+            model, {"vq/ids": io["ar/ids"], "gen/prompt_ids": rows}
+        )[1]
+        conditional = model.generation.head(teacher_forced(jnp.asarray(prompts)))
+        unconditional = model.generation.head(teacher_forced(without))
         return unconditional + guidance.scale * (conditional - unconditional)
 
     close(jax.jit(logits)(params), io["ar/guided_logits"])
 
 
-@pytest.mark.skipif(not (FOLDER / "preprocess").is_dir(), reason="a fixture without pictures")
+@pytest.mark.skipif(not (FOLDER / "preprocess").is_dir(), reason="a fixture without images")
 def test_preprocessing_is_exact():
     expected = load_file(FOLDER / "preprocess/expected_uint8_chw.safetensors")
     for name, levels in expected.items():

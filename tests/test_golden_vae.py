@@ -1,27 +1,16 @@
 """The SDXL autoencoder against diffusers' own numbers."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from janus_jax.convert import files, name_map
 from janus_jax.convert.layouts import tables
-from janus_jax.models.functional import ModelSpec
-from janus_jax.tokenizers.sdxl_vae import VAE
+from janus_jax.objectives.tokenizer import Tokenizer
 from tests.golden_model import GOLDEN, close, inputs, nhwc, sizes
 
 FOLDER = GOLDEN / "sdxl_vae_tiny"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
-
-
-class Holder(nnx.Module):
-    """Puts the autoencoder where it stands in the whole model."""
-
-    def __init__(self, rngs, **settings):
-        self.generation = nnx.Dict({"tokenizer": VAE(rngs, **settings)})
 
 
 def test_moments_and_decoding():
@@ -32,14 +21,17 @@ def test_moments_and_decoding():
         latent_channels=d["latent_channels"],
         num_groups=d["norm_num_groups"],
     )
-    network = ModelSpec(functools.partial(Holder, **settings))
+    generation = dict(kind="flow", image_size=io["pixels"].shape[-1], tokenizer=settings)
+    network = Tokenizer.build_network(dict(generation=generation), dtype=jnp.float32)
     table, _ = tables.TOWERS["diffusers_vae"]
     stored = tables.stored_tower("diffusers_vae", network.abstract)
     tensors = name_map.spell_out(table, stored, layout="diffusers_vae")
     name_map.check(tensors, weights.held, unused={}, layout="diffusers_vae", where=str(FOLDER))
-    params = {p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)}
+    params = {
+        p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)
+    }
     params |= {"generation/tokenizer/scale": jnp.float32(d["scaling_factor"])}
-    vae = network.merge(params).generation["tokenizer"]
+    vae = network.merge(params).tokenizer
     mean, logvar = jax.jit(vae.encode)(nhwc(io["pixels"]))
     close(mean, nhwc(io["mean"]))
     close(logvar, nhwc(io["logvar"]))

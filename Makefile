@@ -1,11 +1,11 @@
-# `make quickstart`, `make flow` and `make test` do everything.
+# Everything starts with `make quickstart`, `make flow` or `make test`; each installs what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 FLOW ?= runs/flow
 
-# On CPU: one device a core keeps both busy, and memory that is kept, in huge pages, is not cleared at every step.
+# On CPU: one device per core uses both cores; glibc keeps freed memory, in huge pages, instead of clearing it every step.
 quickstart flow: export JAX_NUM_CPU_DEVICES ?= 2
 quickstart flow: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=100000000000
 
@@ -28,14 +28,14 @@ quickstart: $(BIN)/.installed data/shapes/about.json  ## data, tokenizer, three 
 	$(BIN)/python -m janus_jax.train --config=configs/tiny.py --workdir=$(RUN)
 	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(RUN) --benchmark=shapes --data=data/shapes --out=$(RUN)
 
-flow: $(BIN)/.installed data/shapes/about.json  ## the same with JanusFlow's way of drawing
+flow: $(BIN)/.installed data/shapes/about.json  ## the same with rectified flow (JanusFlow)
 	$(BIN)/python -m janus_jax.train --config=configs/tiny_flow.py --workdir=$(FLOW)
 	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(FLOW) --benchmark=shapes --data=data/shapes --out=$(FLOW)
 
 test: $(BIN)/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope
 
-acceptance: $(BIN)/.installed-dev  ## the slow proofs, into docs/acceptance.md; goes on where it stopped
+acceptance: $(BIN)/.installed-dev  ## the slow tests, into docs/acceptance.md; resumes
 	$(BIN)/python -m pytest -q -s -m slow -p tests.acceptance_page tests/test_acceptance.py
 
 lint: $(BIN)/.installed-dev

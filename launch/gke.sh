@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, as a JobSet: one job a slice, one pod a host. Needs kubectl, and JobSet installed
-# in the cluster.
+# Trains on TPU slices of a GKE cluster, as a JobSet: one job per slice, one pod per host. Needs kubectl, and JobSet in
+# the cluster.
 #
 #   launch/gke.sh --name=janus --image=REGISTRY/janus_jax --accelerator=tpu-v5p-slice --topology=4x4x4 --hosts=16 \
 #     --bucket=my-bucket -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b
 #
-#   --name=NAME           of the JobSet
-#   --image=IMAGE         with this folder in /janus_jax and its requirements installed
+#   --name=NAME           name of the JobSet (default: janus)
+#   --image=IMAGE         container image with this folder in /janus_jax and its requirements installed
 #   --accelerator=NAME    tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice, tpu7x
-#   --topology=SHAPE      of one slice in chips, 4x4x4 say
-#   --hosts=N             of one slice
-#   --chips=N             of one host (4)
-#   --slices=N            how many (1); the config's mesh.data must be a multiple
-#   --bucket=NAME         a bucket that every pod sees as /bucket, through Cloud Storage FUSE
-#   --service_account=S   of Kubernetes, which may read and write the bucket (default)
-#   --spot                on spot nodes
-#   --retries=N           how often the whole job is started again (20)
-#   --dry-run             only prints the manifest
+#   --topology=SHAPE      chips of one slice, such as 4x4x4
+#   --hosts=N             hosts per slice
+#   --chips=N             chips per host (default: 4)
+#   --slices=N            number of slices (default: 1); mesh.data must be a multiple
+#   --bucket=NAME         bucket that every pod mounts as /bucket, through Cloud Storage FUSE
+#   --service_account=S   Kubernetes service account with access to the bucket (default: default)
+#   --spot                uses spot nodes
+#   --retries=N           restarts of the whole job (default: 20)
+#   --dry-run             prints the manifest only
 #
-# What stands behind -- goes to `python -m janus_jax.train`. The environment may hold the same in capitals: NAME, IMAGE, ...
-# A pod that is evicted saves the state within its grace period (five minutes; a spot node may give less than one); the JobSet
-# starts over and the run goes on. A JobSet of the same name is replaced.
+# Everything after -- goes to `python -m janus_jax.train`. Environment variables set the same: NAME, IMAGE, ...
+# An evicted pod saves the state within its grace period (five minutes; a spot node may give less than one); the JobSet
+# restarts and the run resumes. A JobSet of the same name is replaced.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,9 +34,9 @@ number hosts 1 "$HOSTS"
 number chips 1 "$CHIPS"
 number slices 1 "$SLICES"
 number retries 0 "$RETRIES"
-((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b"
+((${#arguments[@]})) || complain "the flags of the training follow after --, for example -- --config=configs/pro_7b.py --workdir=/bucket/runs/pro_7b"
 
-# if_set VALUE LINES: the lines of the manifest that a setting brings with it.
+# if_set VALUE LINES: prints lines of the manifest if a setting has a value.
 if_set() { [[ -z $1 ]] || printf '%s\n' "$2"; }
 
 manifest() {
@@ -51,7 +51,7 @@ spec:
   failurePolicy:
     maxRestarts: $RETRIES
     rules:
-    - action: FailJobSet # a mistake of the user's comes back every time
+    - action: FailJobSet # a user's mistake recurs every time
       onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
@@ -90,7 +90,7 @@ YAML
               - '. launch/xla_flags.sh; exec python -m janus_jax.train "\$@" --distributed=auto'
               - train
 YAML
-  printf "              - '%s'\n" "${arguments[@]//\'/\'\'}" # as YAML quotes
+  printf "              - '%s'\n" "${arguments[@]//\'/\'\'}" # quoted for YAML
   cat <<YAML
               resources:
                 limits:

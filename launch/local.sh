@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains with several processes on this machine, which talk through gloo on CPU and NCCL on GPU.
+# Trains with several processes on this machine; they communicate through gloo on CPU and NCCL on GPU.
 #
 #   launch/local.sh --processes=2 -- --config=configs/tiny.py --workdir=runs/tiny
 #
-#   --processes=N   how many (2)
-#   --devices=N     CPU devices of each (1); with GPUs, process I sees GPU I
-#   --port=N        where process 0 listens (a free one)
-#   --retries=N     how often a run that was preempted or killed is started again (20)
-#   --dry-run       only shows the commands
+#   --processes=N   number of processes (default: 2)
+#   --devices=N     CPU devices per process (default: 1); with GPUs, process I uses GPU I
+#   --port=N        port of process 0 (default: a free one)
+#   --retries=N     restarts after preemptions and kills (default: 20)
+#   --dry-run       prints the commands only
 #
-# What stands behind -- goes to `python -m janus_jax.train`. The environment may hold the same: PROCESSES, DEVICES, PORT,
-# RETRIES, RETRY_SECONDS, PYTHON. SIGTERM and Ctrl-C are passed on: the state is saved, and the exit code is 75. When one
-# process ends, the others end too.
+# Everything after -- goes to `python -m janus_jax.train`. Environment variables set the same: PROCESSES, DEVICES, PORT,
+# RETRIES, RETRY_SECONDS, PYTHON. SIGTERM and Ctrl-C are forwarded: the run saves its state and exits with code 75. When
+# one process fails, the others end, too.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,15 +23,14 @@ number processes 1 "$PROCESSES"
 number devices 1 "$DEVICES"
 number port 1 "${PORT:-1}"
 number retries 0 "${RETRIES:-0}"
-((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/tiny.py"
+((${#arguments[@]})) || complain "the flags of the training follow after --, for example -- --config=configs/tiny.py"
 . launch/xla_flags.sh
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 pids=()
 trap 'STOPPED=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
-# Starts all processes, and returns the code of the first that failed; an error of one's own outweighs what it made of
-# the others.
+# Starts all processes and returns the exit code of the first that failed (see `outweighs`).
 attempt() {
   local port=${PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
   local id pid alive ended code=0 patience=120
@@ -59,7 +58,7 @@ attempt() {
       fi
     done
     pids=("${alive[@]}")
-    if ((code && ${#pids[@]} && patience-- == 0)); then # they notice by themselves, but for those that hang
+    if ((code && ${#pids[@]} && patience-- == 0)); then # they end by themselves, unless they hang
       kill -KILL "${pids[@]}" 2>/dev/null || true
     fi
   done

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: makes it, installs this folder on all its hosts, trains, and starts over when Google takes
-# the slice away. Needs gcloud, logged in.
+# Trains on a Cloud TPU slice: creates it, installs this folder on all its hosts, trains, and starts again after a
+# preemption. Needs gcloud with a logged-in account.
 #
 #   launch/tpu_vm.sh --name=janus --zone=us-east5-a --type=v5p-128 --bucket=my-bucket -- \
 #     --config=configs/pro_7b.py --workdir=bucket/runs/pro_7b
 #
-#   --name=NAME      of the slice
-#   --zone=ZONE      where
-#   --type=TYPE      v5litepod-256, v5p-128, v6e-256, ... (v5p counts cores, two a chip)
-#   --slices=N       how many, joined by the data-centre network (1); the config's mesh.data must be a multiple
-#   --version=NAME   of the TPU software (the one of the type)
-#   --project=NAME   gcloud's own without it
-#   --bucket=NAME    a bucket that every host sees as the folder `bucket`: workdir and data must lie where all see them
-#   --spot           cheaper, and taken away at times
-#   --keep           leaves the slice running in the end
-#   --retries=N      how often a slice that is lost is made again (20)
-#   --dry-run        only shows the commands
+#   --name=NAME      name of the slice (default: janus)
+#   --zone=ZONE      zone of the slice
+#   --type=TYPE      v5litepod-256, v5p-128, v6e-256, ... (v5p counts cores, two per chip)
+#   --slices=N       number of slices, joined by the data-centre network (default: 1); mesh.data must be a multiple
+#   --version=NAME   version of the TPU software (default: the one of the type)
+#   --project=NAME   project (default: gcloud's own)
+#   --bucket=NAME    bucket that every host mounts as the folder `bucket`: all hosts need access to workdir and data
+#   --spot           uses spot capacity: cheaper, and may be preempted
+#   --keep           leaves the slice running at the end
+#   --retries=N      restarts after preemptions and kills (default: 20)
+#   --dry-run        prints the commands only
 #
-# What stands behind -- goes to `python -m janus_jax.train`. The environment may hold the same in capitals: NAME, ZONE, ...
+# Everything after -- goes to `python -m janus_jax.train`. Environment variables set the same: NAME, ZONE, ...
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +29,7 @@ parse "name zone type slices version project bucket spot? keep? retries" "$@"
 [[ $ZONE && $TYPE ]] || complain "--zone and --type are needed"
 number slices 1 "$SLICES"
 number retries 0 "${RETRIES:-0}"
-((${#arguments[@]})) || complain "what to train stands behind --, for example -- --config=configs/pro_7b.py --workdir=bucket/runs/pro_7b"
+((${#arguments[@]})) || complain "the flags of the training follow after --, for example -- --config=configs/pro_7b.py --workdir=bucket/runs/pro_7b"
 if [[ -z $VERSION ]]; then
   case $TYPE in
     v5litepod-*) VERSION=v2-alpha-tpuv5-lite ;;
@@ -39,19 +39,19 @@ if [[ -z $VERSION ]]; then
   esac
 fi
 
-where=("--zone=$ZONE")
-[[ -z $PROJECT ]] || where+=("--project=$PROJECT")
+location=("--zone=$ZONE")
+[[ -z $PROJECT ]] || location+=("--project=$PROJECT")
 nodes=("$NAME")
 if ((SLICES > 1)); then
   nodes=()
   for ((i = 0; i < SLICES; i++)); do nodes+=("$NAME-$i"); done
 fi
 
-# on_all COMMAND: runs a shell command on every host of every slice at once; an error of a host's own outweighs the others'.
+# on_all COMMAND: runs a shell command on every host of every slice at once; returns the first error (see `outweighs`).
 on_all() {
   local node pids=() code=0 ended pid
   for node in "${nodes[@]}"; do
-    run gcloud compute tpus tpu-vm ssh "$node" "${where[@]}" --worker=all --command="$1" &
+    run gcloud compute tpus tpu-vm ssh "$node" "${location[@]}" --worker=all --command="$1" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do
@@ -63,25 +63,25 @@ on_all() {
 }
 
 slice_state() {
-  [[ -n ${DRY_RUN:-} ]] || gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
+  [[ -n ${DRY_RUN:-} ]] || gcloud compute tpus queued-resources describe "$NAME" "${location[@]}" \
     --format='value(state.state)' 2>/dev/null || true
 }
 
-delete_slices() { run gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet; }
+delete_slices() { run gcloud compute tpus queued-resources delete "$NAME" "${location[@]}" --force --quiet; }
 
-# Asks for the slices as one queued resource, unless they were asked for before, and waits until they are there.
-make_slices() {
-  local more=(--node-id="$NAME") state
-  ((SLICES == 1)) || more=("--node-count=$SLICES" "--node-prefix=$NAME")
-  [[ -z $SPOT ]] || more+=(--spot)
+# Requests the slices as one queued resource, unless the request exists, and waits until they are active.
+create_slices() {
+  local options=(--node-id="$NAME") state
+  ((SLICES == 1)) || options=("--node-count=$SLICES" "--node-prefix=$NAME")
+  [[ -z $SPOT ]] || options+=(--spot)
   state=$(slice_state)
   if [[ $state == FAILED || $state == SUSPENDED ]]; then
     delete_slices || return
     state=
   fi
   if [[ -z $state ]]; then
-    run gcloud compute tpus queued-resources create "$NAME" "${where[@]}" "--accelerator-type=$TYPE" \
-      "--runtime-version=$VERSION" "${more[@]}" || return
+    run gcloud compute tpus queued-resources create "$NAME" "${location[@]}" "--accelerator-type=$TYPE" \
+      "--runtime-version=$VERSION" "${options[@]}" || return
   fi
   [[ -z ${DRY_RUN:-} ]] || return 0
   until state=$(slice_state) && [[ $state == ACTIVE ]]; do
@@ -91,13 +91,14 @@ make_slices() {
   done
 }
 
-# This folder, Python and its packages on every host, and the bucket; a trainer that a cut connection left there is ended.
+# Installs this folder, Python and its packages on every host, mounts the bucket, and ends a training process that a lost
+# connection has left there.
 install() {
   local archive=${TMPDIR:-/tmp}/janus_jax_$NAME.tar.gz node mount=true
   run tar --create --gzip --file="$archive" --anchored --exclude=./runs --exclude=./data --exclude=./.git \
     --exclude=./.venv . || return
   for node in "${nodes[@]}"; do
-    run gcloud compute tpus tpu-vm scp "$archive" "$node:janus_jax.tar.gz" "${where[@]}" --worker=all || return
+    run gcloud compute tpus tpu-vm scp "$archive" "$node:janus_jax.tar.gz" "${location[@]}" --worker=all || return
   done
   [[ -z $BUCKET ]] || mount="mkdir -p bucket && \
 (mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=200000 '$BUCKET' bucket)"
@@ -106,7 +107,7 @@ install() {
 uv venv --quiet --allow-existing --python=3.12 .venv && uv pip install --quiet -r requirements.txt 'jax[tpu]' && $mount"
 }
 
-# Several slices find each other through what their queued resource tells their hosts.
+# Several slices find each other through the metadata of their queued resource.
 train() {
   on_all "cd janus_jax && . launch/xla_flags.sh && .venv/bin/python -m janus_jax.train $(printf '%q ' "${arguments[@]}")\
 --distributed=auto"
@@ -114,18 +115,18 @@ train() {
 
 attempt() {
   local code=0
-  make_slices && install && train || code=$?
+  create_slices && install && train || code=$?
   if ((code == 255)) || [[ $code != [02] && $(slice_state) != ACTIVE ]]; then
-    code=$CODE_AGAIN # ssh was cut, or the slice is gone
+    code=$CODE_AGAIN # the ssh connection or the slice was lost
   fi
   return "$code"
 }
 
-leave() {
+on_exit() {
   code=$?
   [[ -n $KEEP ]] || delete_slices || true
   exit "$code"
 }
-trap leave EXIT
+trap on_exit EXIT
 trap 'STOPPED=1; exit "$CODE_AGAIN"' TERM INT
 again attempt

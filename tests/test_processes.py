@@ -1,13 +1,10 @@
-"""Many processes through launch/local.sh: the losses of one, their common end, the restart; and what the scripts say."""
+"""Several processes through launch/local.sh: the losses of one process, their common end, the restart."""
 
-import importlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import types
 from pathlib import Path
@@ -20,8 +17,6 @@ from janus_jax import checkpoint, distributed
 from janus_jax.errors import UserError
 from tests.conftest import ROOT, environment
 from tests.test_train import CONFIG, lines, start
-
-SCRIPTS = sorted((ROOT / "launch").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -144,192 +139,3 @@ def test_processes_hold_whole_parts_of_the_batch(monkeypatch):
     assert distributed.host_share(mesh(4, fsdp=2, tensor=4)) == (1, 2)  # 2 and 3 hold the same rows
     with pytest.raises(UserError, match="one must divide the other"):
         distributed.host_share(mesh(3, fsdp=2, tensor=3))
-
-
-def script(name, *words, **env):
-    return subprocess.run([ROOT / "launch" / name, *words], env=os.environ | env, capture_output=True, text=True)
-
-
-TRAIN = ["--", "--config=configs/pro_7b.py", "--config.samples.prompts=('a b',)"]
-ON_TPU = ["--zone=z", "--type=v5p-128", "--bucket=b", "--spot"]
-ON_GKE = ["--image=i", "--accelerator=tpu-v5p-slice", "--topology=4x4x4", "--hosts=16", "--bucket=b", "--spot"]
-DRY = [
-    ("local.sh", ["--processes=3", *TRAIN], ["--num_processes=3 --process_id=2", "a\\ b"]),
-    ("tpu_vm.sh", [*ON_TPU, *TRAIN], ["create janus --zone=z", "--spot", "v2-alpha-tpuv5", "gcsfuse", "--distributed=auto"]),
-    ("tpu_vm.sh", [*ON_TPU, "--slices=2", *TRAIN], ["--node-count=2", "ssh janus-1", "xla_flags.sh", "delete janus"]),
-    (
-        "gke.sh",
-        [*ON_GKE, *TRAIN],
-        ["kind: JobSet", "maxRestarts: 20", "completions: 16", "- '--config.samples.prompts=(''a b'',)'"],
-    ),
-    ("slurm.sbatch", ["--config=configs/pro_7b.py"], ["srun", "--distributed=auto"]),
-    (
-        "three_stages.sh",
-        ["--config=c.py", "--workdir=w", "--stage_3=--config.mesh.tensor=2 --config.seed=1", "--", "launch/local.sh", "--"],
-        ["launch/local.sh -- --config=c.py:1 --workdir=w\n", "c.py:3 --workdir=w --config.mesh.tensor=2 --config.seed=1"],
-    ),
-]
-
-
-@pytest.mark.parametrize("name, words, said", DRY)
-def test_scripts_show_what_they_would_do(name, words, said):
-    words = ["--dry-run", *words]
-    done = script(name, *words)
-    assert done.returncode == 0, done.stderr
-    for text in said:
-        assert text in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("name", sorted({name for name, *_ in DRY}))
-def test_scripts_tell_mistakes_and_help(name):
-    done = script(name, "--help")
-    assert done.returncode == 0 and f"launch/{name}" in done.stdout and "--dry-run" in done.stdout
-    if name != "slurm.sbatch":
-        done = script(name, "--dri-run")
-        assert done.returncode == 2 and "Error: unknown flag --dri-run" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "name, words, said",
-    [
-        ("local.sh", ["--processes", *TRAIN], "--processes wants a value"),
-        ("local.sh", ["--devices=x", *TRAIN], "--devices=x is no whole number"),
-        ("local.sh", ["--retries=-1", *TRAIN], "--retries=-1 is no whole number"),
-        ("local.sh", ["--processes=0", *TRAIN], "--processes=0 is no whole number, at least 1"),
-        ("tpu_vm.sh", [*ON_TPU, "--keep=0", *TRAIN], "--keep is a switch and takes no value"),
-        ("tpu_vm.sh", [*ON_TPU, "--slices=0", *TRAIN], "--slices=0 is no whole number, at least 1"),
-        ("gke.sh", [*ON_GKE, "--hosts=four", *TRAIN], "--hosts=four is no whole number"),
-        ("three_stages.sh", ["--config=c", "--workdir=w", "--stages= ", "--", "python"], "--stages names none"),
-        ("slurm.sbatch", [], "say what to train"),
-    ],
-)
-def test_flags_that_mean_nothing_are_told(name, words, said):
-    done = script(name, *words)
-    assert done.returncode == 2 and said in done.stderr
-
-
-def test_slurm_shows_wherever_it_is_asked_to(tmp_path):
-    done = script("slurm.sbatch", "--config=x", "--dry-run", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert done.returncode == 0 and "+ srun" in done.stderr and "--dry-run" not in done.stderr
-
-
-def test_a_job_of_slurm_saves_before_it_is_queued_again(tmp_path):
-    """A stand-in for srun that tells the task alone to stop, as SLURM does with what it did not start itself."""
-    tools = {
-        "srun": 'while [[ $1 == --* ]]; do shift; done\n"$@" & task=$!\n'
-        f"until [[ -e {tmp_path}/begun ]]; do sleep 0.1; done\nkill -TERM $task; wait $task",
-        "scontrol": f'echo "$*" > {tmp_path}/asked',
-        "python": f"trap 'touch {tmp_path}/saved; exit 75' TERM; touch {tmp_path}/begun; while true; do sleep 0.1; done",
-    }
-    for name, lines_of in tools.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{lines_of}\n")
-        (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python", "SLURM_JOB_ID": "7"}
-    done = script("slurm.sbatch", "--config=x", **env)
-    assert done.returncode == 75, done.stderr
-    assert (tmp_path / "saved").exists() and (tmp_path / "asked").read_text() == "requeue 7\n"
-
-
-def test_settings_come_from_the_environment_too():
-    done = script("local.sh", "--dry-run", *TRAIN, PROCESSES="1", PORT="99")
-    assert "--distributed=localhost:99 --num_processes=1 --process_id=0" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "codes, ran, code", [("75 137 0", 3, 0), ("75 75 75", 3, 75), ("2 0", 1, 2), ("1 0", 1, 1), ("0", 1, 0)]
-)
-def test_what_was_preempted_is_started_again(tmp_path, codes, ran, code):
-    """A stand-in for python that ends with one code after the other."""
-    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
-    python = tmp_path / "python"
-    python.write_text(
-        f"#!/bin/bash\ncd {tmp_path}; [[ $1 == -c ]] && {{ echo 9; exit; }}\n"
-        'echo "$@" >> ran; read -r code < codes; sed -i 1d codes; exit "$code"\n'
-    )
-    python.chmod(0o755)
-    env = {"PYTHON": str(python), "RETRY_SECONDS": "0"}
-    done = script("local.sh", "--processes=1", "--retries=2", "--", "--config=x", **env)
-    assert done.returncode == code and len((tmp_path / "ran").read_text().splitlines()) == ran
-
-
-def test_a_mistake_of_one_outweighs_what_it_made_of_the_others(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/bash\n[[ $1 == -c ]] && { echo 9; exit; }\n[[ "$*" == *process_id=1 ]] && exit 2\nexit 75\n')
-    python.chmod(0o755)
-    done = script("local.sh", "--processes=2", "--", "--config=x", PYTHON=str(python), RETRY_SECONDS="0")
-    assert done.returncode == 2 and "started again" not in done.stderr
-
-
-@pytest.fixture
-def cloud(tmp_path):
-    """A stand-in for gcloud and kubectl that writes down what it is asked, and says what the test wants."""
-    for name in ("gcloud", "kubectl"):
-        tool = tmp_path / name
-        tool.write_text(
-            f'#!/bin/bash\ncd {tmp_path}\necho "{name} $*" >> asked\n'
-            "[[ $* == *describe* ]] && { cat state 2>/dev/null; exit; }\n"
-            '[[ $* == *"get jobset"* ]] && { cat state; exit; }\n'
-            '[[ $* == *" create "* ]] && { [[ -e refused ]] && exit 1; echo ACTIVE > state; }\n'
-            '[[ $* == *janus_jax.train* ]] && exit "$(cat code)"\n[[ $* == "apply"* ]] && cat > manifest\nexit 0\n'
-        )
-        tool.chmod(0o755)
-    return tmp_path
-
-
-@pytest.mark.parametrize("code", [0, 2])
-def test_a_slice_is_made_filled_and_given_back(cloud, code):
-    (cloud / "code").write_text(str(code))
-    path = {"PATH": f"{cloud}:{os.environ['PATH']}", "TMPDIR": str(cloud)}
-    done = script("tpu_vm.sh", *ON_TPU, *TRAIN, **path)
-    asked = (cloud / "asked").read_text()
-    assert done.returncode == code, done.stderr
-    assert asked.index(" create ") < asked.index(" scp ") < asked.index("uv venv") < asked.index("janus_jax.train --config")
-    assert asked.splitlines()[-1].startswith("gcloud compute tpus queued-resources delete")
-    with tarfile.open(cloud / "janus_jax_janus.tar.gz") as held:
-        names = held.getnames()
-    assert {"./janus_jax/data/pipeline.py", "./launch/xla_flags.sh", "./requirements.txt"} <= set(names)
-    assert not any(name.startswith(("./data/", "./runs/", "./.git/")) for name in names)
-
-
-def test_a_slice_that_is_refused_ends_the_launcher(cloud):
-    (cloud / "refused").touch()
-    done = script("tpu_vm.sh", "--retries=1", *ON_TPU, *TRAIN, PATH=f"{cloud}:{os.environ['PATH']}", RETRY_SECONDS="0")
-    assert done.returncode != 0 and "scp" not in (cloud / "asked").read_text()
-
-
-def test_the_manifest_holds_the_flags_as_they_are(cloud):
-    yaml = pytest.importorskip("yaml")
-    manifest = yaml.safe_load(script("gke.sh", "--dry-run", *ON_GKE, *TRAIN).stdout)
-    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
-    container = job["template"]["spec"]["containers"][0]
-    assert job["completions"] == 16 and container["resources"]["limits"] == {"google.com/tpu": 4}
-    assert container["command"][-2:] == TRAIN[1:]
-    assert "rename-dir-limit" in job["template"]["spec"]["volumes"][0]["csi"]["volumeAttributes"]["mountOptions"]
-
-
-def test_the_table_of_flags_leaves_the_last_word_to_the_environment():
-    text = "set -u; . launch/xla_flags.sh; echo $LIBTPU_INIT_ARGS; echo $XLA_FLAGS; echo $XLA_PYTHON_CLIENT_MEM_FRACTION"
-    env = os.environ | {"XLA_FLAGS": "--mine=1", "LIBTPU_INIT_ARGS": "--mine=2", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
-    done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    tpu, gpu, share = done.stdout.splitlines()
-    assert tpu.endswith("--mine=2") and gpu.endswith("--mine=1") and share == "0.5"
-    page = (ROOT / "docs/pods.md").read_text()
-    flags = re.findall(r"--(xla\w+)=", tpu + gpu)
-    assert len(flags) > 8 and all(f"`{flag}`" in page for flag in flags)
-
-
-@pytest.mark.parametrize("name", ["janus_1p3b", "pro_1b", "pro_7b", "flow_1p3b", "flow_1p3b_256"])
-def test_the_papers_recipes_run_in_up_to_64_processes(name):
-    config = importlib.import_module(f"configs.{name}").get_config().to_dict()
-    shards = config["data"]["shards"]
-    assert all(shards % processes == 0 for processes in (1, 2, 4, 8, 16, 32, 64))
-    assert all(s["batch"] // s["rows"] % shards == 0 for s in config["stages"].values())
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_sound(script):
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if shellcheck is None:
-        pytest.skip("needs shellcheck")
-    done = subprocess.run([shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

@@ -1,15 +1,17 @@
 """The papers' numbers, and every config at every stage under eval_shape."""
 
+import functools
 import importlib
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from janus_jax.batch import Batch
-from janus_jax.models.janus import count_targets
-from janus_jax.recipe import assembly, freezing
+from janus_jax import train_step
+from janus_jax.recipe import freezing
+from janus_jax.recipe.data import source_names
+from janus_jax.recipe.stage import make_stage, phases_of
+from tests.conftest import image_keys
 
 COUNTS = {  # published checkpoints without the unused pooling head
     "janus_1p3b": {
@@ -74,69 +76,116 @@ TABLES["flow_1p3b_256"] = TABLES["flow_1p3b"]
 TABLES["pro_7b"] = TABLES["pro_1b"] | {"3": (4e-5, "constant", 0, 40_000, 128, 0, (5, 1, 4))}
 
 
+TINY = ("tiny", "openmoji", "tiny_flow", "openmoji_flow")
+# Every model once, and every stage for both generation paths.
+TRACED = (
+    ("janus_1p3b", "stage_1"),
+    ("pro_1b", "stage_3"),
+    ("pro_7b", "stage_2"),
+    ("flow_1p3b", "stage_2"),
+    ("flow_1p3b_256", "stage_3"),
+    ("tiny", "tokenizer"),
+    ("tiny_flow", "tokenizer"),
+    ("openmoji", "stage_2"),
+    ("openmoji_flow", "stage_1"),
+)
+
+
 def load(name, stage="all"):
     return importlib.import_module(f"configs.{name}").get_config(stage)
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_counts_are_the_published_ones(name):
-    network = assembly.build_network(load(name).to_dict(), "stage_1")
-    for prefix, count in COUNTS[name].items():
-        found = sum(math.prod(a.shape) for p, a in network.abstract.items() if p == prefix or p.startswith(prefix))
-        assert found == count, prefix
+@functools.cache
+def stage_of(name, stage):
+    """A stage of a shipped config; the networks of stages 1 to 3 are the same."""
+    network = None
+    if stage not in (freezing.TOKENIZER, "stage_1"):
+        network = stage_of(name, "stage_1").network
+    return make_stage(load(name).to_dict(), stage, network=network)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_stage_tables_are_the_papers(name):
-    for stage, row in TABLES[name].items():
-        s = load(name).stages[f"stage_{stage}"]
-        assert (s.lr, s.decay, s.warmup, s.steps, s.batch, s.weight_decay, s.mixture) == row
-        assert s.length == 4096 and s.stop_at is None
-        assert s.template == ("chat" if stage == "3" else "plain")
+def test_parameter_counts_are_the_published_ones():
+    for name, counts in COUNTS.items():
+        abstract = stage_of(name, "stage_1").network.abstract
+        for prefix, count in counts.items():
+            size = sum(
+                math.prod(a.shape) for path, a in abstract.items() if path.startswith(prefix)
+            )
+            assert size == count, (name, prefix)
 
 
-@pytest.mark.parametrize("name", [*COUNTS, "tiny", "openmoji", "tiny_flow", "openmoji_flow"])
+def test_stage_tables_are_the_papers():
+    for name, table in TABLES.items():
+        for stage, row in table.items():
+            s = load(name).stages[f"stage_{stage}"]
+            values = (s.lr, s.decay, s.warmup, s.steps, s.batch, s.weight_decay, s.mixture)
+            assert values == row, (name, stage)
+            assert s.length == 4096 and s.stop_at is None
+            assert s.template == ("chat" if stage == "3" else "plain")
+
+
+@pytest.mark.parametrize("name", [*COUNTS, *TINY])
 def test_every_stage_freezes_something_that_exists(name):
-    config = load(name)
-    for stage in config.stages:
-        network = assembly.build_network(config.to_dict(), stage)
-        trainable, frozen = freezing.split(network.abstract, assembly.frozen_patterns(config.to_dict(), stage))
-        assert trainable and (frozen or stage == freezing.TOKENIZER)
+    for stage_name in load(name).stages:
+        stage = stage_of(name, stage_name)
+        trainable, frozen = freezing.split(stage.network.abstract, stage.frozen)
+        assert trainable and (frozen or stage.trains_tokenizer)
         if name in COUNTS:
-            assert ("llm/embed" in frozen) == (stage == "stage_1")
-            assert ("understanding/encoder/norm/scale" in frozen) == (stage != "stage_3")
-            assert not any(p.startswith("generation/tokenizer/") for p in trainable)
+            assert ("llm/embed" in frozen) == (stage_name == "stage_1")
+            assert ("understanding/encoder/norm/scale" in frozen) == (stage_name != "stage_3")
+            assert not any(path.startswith("generation/tokenizer/") for path in trainable)
 
 
-@pytest.mark.parametrize("stage", ["stage_1", "stage_2", "stage_3"])
-@pytest.mark.parametrize("name", [*COUNTS, "tiny", "openmoji", "tiny_flow", "openmoji_flow"])
-def test_every_model_trains_under_eval_shape(name, stage):
-    config = load(name).to_dict()
-    s = config["stages"][stage]
-    network = assembly.build_network(config, stage)
-    row = jax.ShapeDtypeStruct((1, s["rows"], s["length"]), jnp.int32)
-    pictures = lambda n, size: jax.ShapeDtypeStruct((1, n, size, size, 3), jnp.uint8)
-    start = lambda n: jax.ShapeDtypeStruct((1, n), jnp.int32)
-    weights = jax.ShapeDtypeStruct(row.shape, jnp.float32)
-    u, g = s["und_slots"], s["gen_slots"]
-    model = config["model"]
-    und, gen = model["understanding"]["encoder"]["image_size"], model["generation"]["image_size"]
-    batch = Batch(row, row, row, weights, row, pictures(u, und), start(u), pictures(g, gen), start(g))
+@pytest.mark.parametrize(("name", "stage_name"), TRACED)
+def test_every_model_trains_under_eval_shape(name, stage_name):
+    stage = stage_of(name, stage_name)
+    objective = stage.objective
 
     def loss(params, batch):
-        keys = jax.random.split(jax.random.key(0), batch.gen_start.shape)
-        return network.merge(params).loss(batch, counts=count_targets(batch), keys=keys)
+        keys = image_keys(batch)
+        counts = objective.batch_statistics(params, batch, keys)
+        losses, metrics = objective.loss(params, batch, counts, keys)
+        return sum(losses.values()), metrics
 
-    (value, metrics), grads = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), network.abstract, batch)
+    abstract = stage.network.abstract
+    # One pack group: `abstract_batch` has those of the whole global batch.
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype),
+        train_step.abstract_batch(stage),
+    )
+    (value, metrics), grads = jax.eval_shape(
+        jax.value_and_grad(loss, has_aux=True), abstract, batch
+    )
     assert value.shape == () and "loss_gen" in metrics
-    assert {p: g.shape for p, g in grads.items()} == {p: a.shape for p, a in network.abstract.items()}
+    shapes = lambda leaves: {path: leaf.shape for path, leaf in leaves.items()}
+    assert shapes(grads) == shapes(abstract)
 
 
 def test_janus_stage_2_starts_on_class_names():
-    phases = assembly.phases_of(load("janus_1p3b").to_dict()["stages"]["stage_2"])
-    assert [(p.until, list(p.sources["generation"])) for p in phases] == [(120_000, ["imagenet"]), (180_000, ["pictures"])]
+    phases = phases_of(load("janus_1p3b").to_dict()["stages"]["stage_2"])
+    sources = [(phase.until, list(phase.sources["generation"])) for phase in phases]
+    assert sources == [(120_000, ["imagenet"]), (180_000, ["pictures"])]
+
+
+def test_every_source_of_a_stage_is_described():
+    for name in (*COUNTS, *TINY):
+        for stage_name in load(name).stages:
+            stage = stage_of(name, stage_name)
+            sources = source_names(stage)
+            assert sources and set(sources) <= set(stage.config["data"]["sources"]), (
+                name,
+                stage_name,
+            )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_recipes_run_in_up_to_64_processes(name):
+    config = load(name)
+    shards = config.data.shards
+    assert all(shards % processes == 0 for processes in (1, 2, 4, 8, 16, 32, 64))
+    assert all(s.batch // s.rows % shards == 0 for s in config.stages.values())
 
 
 def test_an_unknown_stage_is_named():
-    with pytest.raises(ValueError, match=r"no stage '4'; known stages: \['1', '2', '3'\]"):
+    with pytest.raises(ValueError, match=r"'4'.*\['1', '2', '3'\]"):
         load("pro_7b", "4")

@@ -1,4 +1,4 @@
-"""Losses on held-out records: of the given parameters, on any number of devices, and none without records."""
+"""Losses on held-out records: of the given parameters, on any number of devices."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Benchmarks of image generation: tiny files in their official formats, layouts of images, official results."""
+"""Benchmarks of image generation: official files, layouts of images, official results."""
 
 import json
 from collections import Counter
@@ -206,7 +206,10 @@ def test_dpg_reads_the_newest_results(tmp_path):
         f"some, where/{p.id}.png, 1.0, 0.5, 0.5, 0.0, {mean}"
         for p, mean in zip(prompts, (0.5, 0.75, 1.0))
     ]
-    summary = "Model: out\nL1 category scores:\n\tentity: 80.5\n\tother: 100.0\nL2 category scores:\n\tentity - whole: 80.5\n"
+    summary = (
+        "Model: out\nL1 category scores:\n\tentity: 80.5\n\tother: 100.0\n"
+        "L2 category scores:\n\tentity - whole: 80.5\n"
+    )
     results.write_text("\n".join(rows) + "\n" + summary + "DPG-Bench score: 75.0\n")
     assert benchmark.score(out, prompts) == {"entity": 80.5, "other": 100.0, "overall": 75.0}
     results.write_text("\n".join(rows[:2]) + "\n" + summary)

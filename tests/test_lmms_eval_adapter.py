@@ -1,4 +1,4 @@
-"""The model in lmms-eval: with fakes of that package and of the model, and once with the package itself."""
+"""The model in lmms-eval: with fakes of package and model, and once with the package itself."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""Benchmarks of understanding: official files in, exact prompts, official files out, scores counted by hand."""
+"""Benchmarks of understanding: official files, exact prompts, answer files, hand-counted scores."""
 
 import importlib.util
 import json
@@ -50,8 +50,8 @@ def test_pope(tmp_path, folder):
     assert [f.name for f in files] == [f"coco_pope_{s}_answers.json" for s in yes_no.POPE_SPLITS]
     first = files[0].read_text().splitlines()
     assert (
-        first[1]
-        == '{"question": "Is there a random 1? Please answer yes or no.", "answer": "There is not, sorry"}'
+        first[1] == '{"question": "Is there a random 1? Please answer yes or no.", '
+        '"answer": "There is not, sorry"}'
     )
     assert len(first) == 4
     score = benchmark.score(questions, answers)
@@ -71,13 +71,8 @@ def test_pope(tmp_path, folder):
 
 def test_pope_reads_yes_unless_denied():
     for answer, yes in [
-        ("No", False),
-        ("no, never", False),
-        ("I do not", False),
-        ("NO", True),
-        ("nothing", True),
-        ("", True),
-        ("Yes. no", True),
+        ("No", False), ("no, never", False), ("I do not", False), ("NO", True), ("nothing", True),
+        ("", True), ("Yes. no", True),
     ]:  # fmt: skip
         assert yes_no.is_yes(answer) is yes, answer
 
@@ -118,7 +113,8 @@ def test_mme(tmp_path):
     files = benchmark.write(tmp_path / "out", questions, answers)
     assert len(files) == 14 and files[1] == tmp_path / "out/count.txt"
     assert files[1].read_text() == (
-        "a.png\tIs it? Please answer yes or no.\tYes\tI say: yes\na.png\tIs it not? Please answer yes or no.\tNo\tNo way\n"
+        "a.png\tIs it? Please answer yes or no.\tYes\tI say: yes\n"
+        "a.png\tIs it not? Please answer yes or no.\tNo\tNo way\n"
     )
     score = benchmark.score(questions, answers)
     assert score["existence"] == 75 + 50 and score["count"] == 50 + 0 and score["OCR"] == 200
@@ -185,9 +181,9 @@ def test_mmbench_without_answers_has_no_score(tmp_path):
 
 def test_find_letter():
     for answer, letter in [
-        ("B", "B"), ("(C)", "C"), ("D. the sea", "D"), ("The answer is A.", "A"), ("It shows a lake", "C"), ("b", ""),
-        ("A or B", ""), ("A or B, a river", "B"), ("A man stands there near the lake", "C"), ("a river, a lake", ""),
-        ("", ""),
+        ("B", "B"), ("(C)", "C"), ("D. the sea", "D"), ("The answer is A.", "A"),
+        ("It shows a lake", "C"), ("b", ""), ("A or B", ""), ("A or B, a river", "B"),
+        ("A man stands there near the lake", "C"), ("a river, a lake", ""), ("", ""),
     ]:  # fmt: skip
         options = {"A": "hill", "B": "river", "C": "lake", "D": "the sea"}
         assert choice.find_letter(answer, options) == letter, answer
@@ -242,8 +238,9 @@ def test_mmmu(tmp_path):
 
 def test_mmmu_parses_choices():
     for answer, letter in [
-        ("B", "B"), ("B.", "B"), ("(A) or rather (C)", "C"), ("I take (A), not B ", "A"), ("A B", "B"),
-        ("it must be the Grey Fox over there", "C"), ("A. cat is what one sees there", "A"),
+        ("B", "B"), ("B.", "B"), ("(A) or rather (C)", "C"), ("I take (A), not B ", "A"),
+        ("A B", "B"), ("it must be the Grey Fox over there", "C"),
+        ("A. cat is what one sees there", "A"),
     ]:  # fmt: skip
         options = {"A": "cat", "B": "dog", "C": "grey fox"}
         assert mmmu.parse_choice(answer, options, seed="q") == letter, answer
@@ -260,9 +257,10 @@ def test_mmmu_takes_a_random_option_if_none_is_named():
 
 def test_mmmu_open_answers():
     for answer, reference, correct in [
-        ("The total is $1,234", "1234", True), ("is $1,234.50", "1234.5", False), ("about 0.333", "0.33", True),
-        ("0.34", "0.33", False), ("x = 2\nso y = 7", "7", True), ("8 is less than 9", "8", False),
-        ("y is 5 = 6", "5", False), ("It is Tampa.", "tampa", True), ("Tampa is in Florida", "Tampa", False),
+        ("The total is $1,234", "1234", True), ("is $1,234.50", "1234.5", False),
+        ("about 0.333", "0.33", True), ("0.34", "0.33", False), ("x = 2\nso y = 7", "7", True),
+        ("8 is less than 9", "8", False), ("y is 5 = 6", "5", False),
+        ("It is Tampa.", "tampa", True), ("Tampa is in Florida", "Tampa", False),
         ("abc", "b", False), ("a b", "b", True), ("", "5", False),
     ]:  # fmt: skip
         assert mmmu.matches_open(answer, [reference]) is correct, answer
@@ -309,9 +307,10 @@ def test_vqa_accuracy_leaves_one_out():
 
 def test_normalise():
     for text, normal in [
-        ("The two dogs", "2 dogs"), ("dont", "don't"), ("couldntve", "couldntve"), ("couldnt've", "couldn't've"),
-        ("red/blue", "red blue"), ("red, blue", "red blue"), ("1,000-2", "10002"), ("3.5 m.", "3.5 m"), ("None", "0"),
-        ("an apple a day", "apple day"), ("Y'allll", "y'all'll"), ("let's", "let's"), ("somebody'd", "somebodyd"),
+        ("The two dogs", "2 dogs"), ("dont", "don't"), ("couldntve", "couldntve"),
+        ("couldnt've", "couldn't've"), ("red/blue", "red blue"), ("red, blue", "red blue"),
+        ("1,000-2", "10002"), ("3.5 m.", "3.5 m"), ("None", "0"), ("an apple a day", "apple day"),
+        ("Y'allll", "y'all'll"), ("let's", "let's"), ("somebody'd", "somebodyd"),
     ]:  # fmt: skip
         assert normalise(text) == normal, text
 
@@ -331,8 +330,8 @@ def test_gqa(tmp_path):
     )
     (file,) = benchmark.write(tmp_path / "out", questions, ["Yes.", "truck"])
     assert (
-        file.read_text()
-        == '[{"questionId": "q1", "prediction": "yes"}, {"questionId": "q2", "prediction": "truck"}]\n'
+        file.read_text() == '[{"questionId": "q1", "prediction": "yes"}, '
+        '{"questionId": "q2", "prediction": "truck"}]\n'
     )
     assert benchmark.score(questions, ["Yes.", "truck"]) == {"accuracy": 0.5}
 
@@ -380,9 +379,10 @@ def test_chartqa(tmp_path, inner):
 
 def test_chart_answers_may_be_five_percent_off():
     for answer, reference, correct in [
-        ("210", "200", True), ("190", "200", True), ("210.1", "200", False), ("189.9", "200", False), ("5%", "0.05", True),
-        ("5%", "5", False), ("-95", "-100", True), ("0.0", "0", False), ("0", "0", True), ("YES ", "yes", True),
-        ("two", "2", False), ("1,000", "1000", False),
+        ("210", "200", True), ("190", "200", True), ("210.1", "200", False),
+        ("189.9", "200", False), ("5%", "0.05", True), ("5%", "5", False), ("-95", "-100", True),
+        ("0.0", "0", False), ("0", "0", True), ("YES ", "yes", True), ("two", "2", False),
+        ("1,000", "1000", False),
     ]:  # fmt: skip
         assert open_answers.is_close(answer, reference) is correct, answer
 

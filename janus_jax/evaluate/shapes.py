@@ -48,7 +48,7 @@ class Shapes(Benchmark):
         result = {
             "understanding": score.understanding(sampler, questions, batch=options.batch),
             "drawing": drawing,
-            "ceiling": score.ceiling(sampler, prompts),
+            "ceiling": score.ceiling(sampler, prompts, batch=options.batch),
             "floor": floor,
             "settings": settings
             | {

@@ -69,7 +69,7 @@ def understanding(sampler, records, *, batch=BATCH):
     return {"accuracy": float(np.mean(correct)), "questions": len(correct), "by_kind": by_kind}
 
 
-def _padded(*lists, size=BATCH):
+def _padded(*lists, size):
     """Pads lists to `size` by their last element, so that one batch size is compiled."""
     return [part + part[-1:] * (size - len(part)) for part in lists]
 
@@ -125,15 +125,15 @@ def _share(things_of_images, prompt):
     )
 
 
-def ceiling(sampler, prompts, *, seed=0):
+def ceiling(sampler, prompts, *, seed=0, batch=BATCH):
     """The score of rendered images of the prompts, after the image tokenizer and back."""
     rng = np.random.default_rng((seed, 77))
     reconstructed = {}
     for category, part in prompts.items():
         images = [render_prompt(rng, category, prompt) for prompt in part]
         outputs = []
-        for start in range(0, len(images), BATCH):
-            (padded,) = _padded(images[start : start + BATCH])
+        for start in range(0, len(images), batch):
+            (padded,) = _padded(images[start : start + batch], size=batch)
             outputs += list(sampler.reconstruct(np.stack(padded)))
         reconstructed[category] = np.stack(outputs[: len(part)])[:, None]
     return score(reconstructed, prompts)[0]

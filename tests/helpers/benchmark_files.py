@@ -12,9 +12,9 @@ from PIL import Image
 from janus_jax.evaluate.understanding import mmmu, yes_no
 
 GENEVAL_LINES = [
-    '{"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"}',
-    '{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a photo of a red cat"}',
-    '{"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "pink"}], "prompt": "a photo of a pink cup"}',
+    '{"tag": "single_object", "include": [{"class": "cow"}], "prompt": "a photo of a cow"}',
+    '{"tag": "colors", "include": [{"class": "cat"}], "prompt": "a photo of a red cat"}',
+    '{"tag": "colors", "include": [{"class": "cup"}], "prompt": "a photo of a pink cup"}',
 ]
 
 
@@ -37,7 +37,7 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def pope(folder, pictures="val2014"):
+def pope(folder, images="val2014"):
     for split in yes_no.POPE_SPLITS:
         rows = [
             {
@@ -50,11 +50,11 @@ def pope(folder, pictures="val2014"):
         ]
         put(folder / f"coco_pope_{split}.json", lines(rows))
     for i in range(2):
-        put(folder / pictures / f"{i}.jpg")
+        put(folder / images / f"{i}.jpg")
 
 
 def mme(folder):
-    """Both layouts, one or two pictures a task."""
+    """Both layouts, one or two images per task."""
     for i, task in enumerate((*yes_no.PERCEPTION, *yes_no.COGNITION)):
         for name in ("a", "b")[: 2 if task == "existence" else 1]:
             apart = i % 2
@@ -68,12 +68,12 @@ def mme(folder):
 
 def mmbench(folder, *, answers=("B", "A", "C"), borrowed="1"):
     folder.mkdir(exist_ok=True)
-    picture = base64.b64encode(png()).decode()
+    image = base64.b64encode(png()).decode()
     with (folder / "mmbench_dev.tsv").open("w", newline="") as file:
         out = csv.writer(file, delimiter="\t")
         out.writerow("index question hint A B C D answer category l2-category image".split())
         out.writerow(
-            [1, "What is it?", "nan", "a cat", "a dog", "", "", answers[0], "object", "o2", picture]
+            [1, "What is it?", "nan", "a cat", "a dog", "", "", answers[0], "object", "o2", image]
         )
         out.writerow(
             [
@@ -186,8 +186,8 @@ def vqa(folder, split="val2014"):
         folder / f"v2_OpenEnded_mscoco_{split}_questions.json",
         {"data_subtype": split, "questions": rows},
     )
-    pictures = split.replace("test-dev", "test")
-    put(folder / pictures / f"COCO_{pictures}_000000000042.jpg")
+    images = split.replace("test-dev", "test")
+    put(folder / images / f"COCO_{images}_000000000042.jpg")
 
 
 def annotate(folder):

@@ -24,9 +24,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that Excel f
 
 
 def find_letter(answer, options):
-    """The option that an answer names, by a letter near its end or by the option's text; else "".
-
-    It must name exactly one.
+    """The only option that an answer names: by its letter near the end, else by its text; else "".
 
     A letter far from the end is a word, such as the "A" at the beginning of a sentence.
     """

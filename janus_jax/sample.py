@@ -1,8 +1,8 @@
-"""Generates an image, or answers a question about one.
+r"""Generates an image, or answers a question about one.
 
-python -m janus_jax.sample draw --checkpoint=runs/tiny --prompt='a red star' --num_images=4
---out=star.png python -m janus_jax.sample ask --checkpoint=runs/tiny --image=star.png
---question='What color is the star?'
+    python -m janus_jax.sample draw --checkpoint=runs/tiny --prompt='a red star' --out=star.png
+    python -m janus_jax.sample ask --checkpoint=runs/tiny --image=star.png \
+        --question='What color is the star?'
 
 Several questions are asked in turn, each after the answers to the ones before it; the images come
 before the first.

@@ -1,9 +1,10 @@
-"""Scores a trained model, or writes what the official scorer of a benchmark reads.
+r"""Scores a trained model, or writes what the official scorer of a benchmark reads.
 
     python -m janus_jax.evaluate --checkpoint=runs/tiny --benchmark=shapes --data=data/shapes
-    --out=runs/tiny python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=geneval
-    --data=geneval/prompts --out=results/geneval python -m janus_jax.evaluate
-    --checkpoint=runs/pro_1b --benchmark=pope --data=pope --out=results/pope
+    python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=geneval \
+        --data=geneval/prompts --out=results/geneval
+    python -m janus_jax.evaluate --checkpoint=runs/pro_1b --benchmark=pope --data=pope \
+        --out=results/pope
 
 image generation   shapes geneval dpg mjhq coco: the folders that the official scorers read
 understanding      pope mme mmbench seed-bench vqav2 gqa mmmu mm-vet chartqa textvqa: the official

@@ -1,7 +1,7 @@
-"""A trained model in lmms-eval, which imports this module by the entry point in pyproject.toml.
+r"""A trained model in lmms-eval, which imports this module by the entry point in pyproject.toml.
 
-    python -m lmms_eval --model janus_jax --model_args checkpoint=runs/pro_1b --tasks pope,mme
-    --batch_size 32
+    python -m lmms_eval --model janus_jax --model_args checkpoint=runs/pro_1b --tasks pope,mme \
+        --batch_size 32
 
 It supports what lmms-eval calls simple tasks: images and one question. docs/evaluation.md describes
 the installation.

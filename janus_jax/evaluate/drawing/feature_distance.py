@@ -143,9 +143,8 @@ class Comparison(NamedTuple):
 class Moments:
     """Mean and covariance of features that are added in batches and not stored.
 
-    Each batch is centered on its own mean before it is merged: sums of squares would lose the
-      digits in which two
-    covariances differ.
+    Each batch is centered on its own mean before it is merged, because sums of squares would lose
+    the digits in which two covariances differ.
     """
 
     def __init__(self):

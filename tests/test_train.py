@@ -168,7 +168,7 @@ def test_the_commands_draw_answer_and_score(trained, data, tmp_path):
         (["sample", "draw", "--checkpoint={run}", "--prompt=x", "--guidance=nan"], "--guidance=nan: it must be finite"),
         (["sample", "ask", "--checkpoint={run}", "--image=x", "--question=x", "--top_k=5"], "--top_k"),
         (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=x"], "/no.png"),
-        (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=<image_placeholder>"], "by themselves"),
+        (["sample", "ask", "--checkpoint={run}", "--image=/no.png", "--question=<image_placeholder>"], "image_placeholder>; remove"),
         (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--out={run}"], "/nowhere"),
         (["evaluate", "--checkpoint={run}", "--data=/nowhere", "--benchmark=x"], r"known: \['shapes', "),
     ],

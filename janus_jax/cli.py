@@ -101,31 +101,41 @@ class SamplingFlags(NamedTuple):
 
 @functools.cache
 def sampling_flags():
-    """Defines --checkpoint, --guidance, --temperature and the other flags of sampling; once per process."""
+    """Defines --checkpoint, --guidance and the other flags of sampling; once per process."""
     return SamplingFlags(
-        checkpoint=flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints/STEP."),
+        checkpoint=flags.DEFINE_string(
+            "checkpoint", None, "A run's workdir, or one of its checkpoints/STEP."
+        ),
         guidance=define_finite(
-            "guidance", None, "Images: guidance scale, 1 is off; default: 5 (Janus), 2 (JanusFlow), or the run's own."
+            "guidance", None, "Images: guidance scale, 1 is off; default: 5 (Janus), 2 (JanusFlow)."
         ),
         temperature=define_finite(
-            "temperature", None, "0 is greedy; default: 1 for images (Janus), 0 for answers.", lower_bound=0
+            "temperature",
+            None,
+            "0 is greedy; default: 1 for images (Janus), 0 for answers.",
+            lower_bound=0,
         ),
         top_k=flags.DEFINE_integer(
-            "top_k", None, "Images: sample from the k most probable codes only (Janus).", lower_bound=1
+            "top_k", None, "Images: only the k most probable codes (Janus).", lower_bound=1
         ),
         top_p=define_finite(
             "top_p",
             None,
-            "Images: sample from the most probable codes of total probability p only (Janus).",
+            "Images: only the most probable codes, of total probability p (Janus).",
             lower_bound=0,
             upper_bound=1,
         ),
-        steps=flags.DEFINE_integer("steps", None, "Images: Euler steps (JanusFlow); default: 30.", lower_bound=1),
+        steps=flags.DEFINE_integer(
+            "steps", None, "Images: Euler steps (JanusFlow); default: 30.", lower_bound=1
+        ),
         weights=flags.DEFINE_enum(
             "weights", "ema", ["ema", "raw"], "ema: the moving average, where the run has one."
         ),
         dtype=flags.DEFINE_enum(
-            "dtype", None, ["float32", "bfloat16"], "Precision of the computation; default: the run's own."
+            "dtype",
+            None,
+            ["float32", "bfloat16"],
+            "Precision of the computation; default: the run's own.",
         ),
     )
 

@@ -1,28 +1,36 @@
-"""Every way of drawing through the same tests; tests/paths holds a page for each, and one is a toy."""
+"""Every generation path through the same tests; tests/paths has a page for each, and two are toys."""
 
+import functools
 import importlib
 import json
 import pkgutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import checkpoint, sharding, train_step
-from janus_jax.data import tokenizer
+from janus_jax import checkpoint, sharding
+from janus_jax.batch import count_targets
 from janus_jax.generation import GENERATION_PATHS
-from janus_jax.inference.sampler import Sampler
+from janus_jax.generation.base import GenerationPath
 from janus_jax.layers import packed_attention
 from janus_jax.layers.flash_xla import flash_xla
-from janus_jax.models.janus import count_targets
-from janus_jax.recipe import assembly, freezing
+from janus_jax.recipe import freezing
+from janus_jax.train.loop import train
 from tests import paths
-from tests.conftest import ROOT, environment, first_batch, params_of, state_for
+from tests.conftest import (
+    first_batch,
+    first_state,
+    fresh_params,
+    jit_step,
+    loss_of,
+    sampler_of,
+    stage_of,
+)  # fmt: skip
 
 PAGES = {m.name: importlib.import_module(f"tests.paths.{m.name}") for m in pkgutil.iter_modules(paths.__path__)}
+BIDIRECTIONAL = "toy_bidirectional"
 
 
 @pytest.fixture(params=PAGES)
@@ -32,7 +40,7 @@ def kind(request):
 
 @pytest.fixture
 def recipe(kind, data):
-    """The small config of a way of drawing."""
+    """The small config of a generation path."""
     config = PAGES[kind].get_config(data)
     assert config.model.generation.kind == kind
     return config
@@ -42,87 +50,106 @@ def test_every_registered_path_has_its_page():
     assert PAGES.keys() == GENERATION_PATHS.keys()
 
 
-def keys_for(batch):
-    return jax.vmap(jax.random.key)(jnp.arange(batch.gen_start.size)).reshape(batch.gen_start.shape)
+def test_a_path_must_state_its_flops():
+    partial = type("Partial", (GENERATION_PATHS["toy"],), {"flops": GenerationPath.flops})
+    with pytest.raises(TypeError, match="flops"):
+        partial(None, dtype=None)
 
 
-def test_every_stage_takes_a_finite_step_moves_what_trains_and_leaves_the_rest(recipe):
-    for stage in recipe.stages:
-        if stage == freezing.TOKENIZER:
+def test_every_stage_takes_a_finite_step_that_moves_what_trains_and_nothing_else(recipe):
+    for name in recipe.stages:
+        if name == freezing.TOKENIZER:
             continue
-        recipe.stages[stage].warmup = 0
-        network, batch = first_batch(recipe, stage)
-        for frozen in {recipe.stages[stage].frozen if stage == "stage_1" else freezing.FROZEN[stage], freezing.FROZEN[stage]}:
-            recipe.stages[stage].frozen = frozen
-            state, tx, rate = state_for(recipe, stage, network)
+        recipe.stages[name].warmup = 0
+        for frozen in {recipe.stages[name].frozen if name == "stage_1" else None, freezing.FROZEN[name]} - {None}:
+            recipe.stages[name].frozen = frozen
+            stage, batch = first_batch(recipe, name)
+            state = first_state(stage)
             before = jax.tree.map(np.array, (state.trainable, state.frozen))
-            step = jax.jit(train_step.make(network, tx, learning_rate=rate, microbatches=1, seed=0))
-            after, metrics = step(state, batch)
+            after, metrics = jit_step(stage)(state, batch)
             assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["loss_gen"]) and not metrics["skipped"]
             for path, array in before[1].items():
                 np.testing.assert_array_equal(array, after.frozen[path])
-            still = [path for path, array in before[0].items() if (array == np.asarray(after.trainable[path])).all()]
-            assert not still
+            assert not [path for path, a in before[0].items() if (a == np.asarray(after.trainable[path])).all()]
 
 
-def test_gradients_are_where_they_should_be(recipe):
+def test_gradients_come_from_a_parameters_own_task(recipe):
     """Everything outside the tokenizer has a gradient from its own task's loss, the tokenizer from neither."""
-    network, batch = first_batch(recipe)
-    params = params_of(network)
+    stage, batch = first_batch(recipe)
+    params = fresh_params(stage.network)
     counts, unused = count_targets(batch), batch.tokens[0].size
-    loss = lambda p, b: network.merge(p).loss(b, counts=counts, keys=keys_for(b))[0]
-    gradient = jax.jit(jax.grad(loss))
-    drawn = gradient(params, batch._replace(text_weights=np.zeros_like(batch.text_weights)))
-    written = gradient(params, batch._replace(gen_start=np.full_like(batch.gen_start, unused)))
+    gradient = jax.jit(jax.grad(lambda p, b: loss_of(stage.objective, p, b, counts=counts)[0]))
+    of_images = gradient(params, batch._replace(text_weights=np.zeros_like(batch.text_weights)))
+    of_text = gradient(params, batch._replace(gen_start=np.full_like(batch.gen_start, unused)))
     size = lambda grads, start: max(float(jnp.abs(g).max()) for p, g in grads.items() if p.startswith(start))
-    assert size(drawn, "generation/tokenizer") == size(written, "generation") == 0
-    assert size(drawn, "understanding") == size(drawn, "llm/head") == 0
-    for grads, own in ((drawn, ("generation",)), (written, ("understanding", "llm/head"))):
+    assert size(of_images, "generation/tokenizer") == size(of_text, "generation") == 0
+    assert size(of_images, "understanding") == size(of_images, "llm/head") == 0
+    for grads, own in ((of_images, ("generation",)), (of_text, ("understanding", "llm/head"))):
         for path, grad in grads.items():
             if path.startswith((*own, "llm/layers")) and not path.startswith("generation/tokenizer"):
                 assert jnp.abs(grad).max() > 0, path
 
 
-def owned(batch, mine):
-    """bool[S, U] and bool[S, G]: which slots hold pictures of the examples marked in `mine`, bool[S, R, L]."""
+def slots_of(batch, mine):
+    """bool[S, U] and bool[S, G]: which slots hold images of the examples marked in `mine`, bool[S, R, L]."""
     flat = np.pad(mine.reshape(len(mine), -1), ((0, 0), (0, 1)))
     return [np.take_along_axis(flat, start, axis=1) for start in (batch.und_start, batch.gen_start)]
 
 
-def example_loss(network, params, batch, mine, drawn, *, embeds=None):
-    """The model's own loss of one example among the others, its text and its picture, as a function of embeddings.
+def example_loss(stage, params, batch, mine, own_images, *, embeds=None):
+    """The loss of one example among the others, its text and its image, as a function of token embeddings.
 
-    `mine` bool[S, R, L] marks its tokens, `drawn` bool[S, G] its picture. The text loss is read with every picture in
-    its place; the picture loss counts all pictures of a batch, so there the others are taken out.
+    `mine` bool[S, R, L] marks its tokens, `own_images` bool[S, G] its image. The text loss is read with every image in
+    its place; the image loss counts all images of a batch, so there the others are taken out.
     """
-    model, counts, unused = network.merge(params), count_targets(batch), batch.tokens[0].size
+    counts, unused = count_targets(batch), batch.tokens[0].size
+    objective = stage.objective
     if embeds is not None:
-        model.embed_text = lambda _: embeds
+        objective = _WithEmbeddings(objective, embeds)
     text = batch._replace(text_weights=batch.text_weights * mine)
-    picture = batch._replace(gen_start=jnp.where(drawn, batch.gen_start, unused))
-    _, written = model.loss(text, counts=counts, keys=keys_for(batch))
-    _, painted = model.loss(picture, counts=counts, keys=keys_for(batch))
-    return written["understanding_sum"] + written["text_sum"] + painted["loss_gen"]
+    image = batch._replace(gen_start=jnp.where(own_images, batch.gen_start, unused))
+    _, of_text = loss_of(objective, params, text, counts=counts)
+    _, of_image = loss_of(objective, params, image, counts=counts)
+    return of_text["loss_und"] + of_text["loss_text"] + of_image["loss_gen"]
+
+
+class _WithEmbeddings:
+    """An objective whose model embeds tokens by a given array."""
+
+    def __init__(self, objective, embeds):
+        self._objective, self._embeds = objective, embeds
+
+    def loss(self, params, batch, counts, keys):
+        network = self._objective.network
+        model = network.merge(params)
+        model.embed_text = lambda _: self._embeds
+        fixed = type(self._objective)(_Merged(model))
+        return fixed.loss(params, batch, counts, keys)
+
+
+class _Merged:
+    def __init__(self, model):
+        self.merge = lambda params: model
 
 
 @pytest.fixture
 def leak_case(recipe):
     """A group, and the marks of every example in its fullest row."""
-    network, batch = first_batch(recipe)
+    stage, batch = first_batch(recipe)
     batch = jax.tree.map(lambda x: x[:1], batch)
     row = int(np.argmax(batch.segment_ids[0].max(axis=-1)))
     assert batch.segment_ids[0, row].max() >= 2
     here = np.arange(batch.tokens.shape[1])[None, :, None] == row
     marks = [here & (batch.segment_ids == n) for n in range(1, batch.segment_ids[0, row].max() + 1)]
-    return network, params_of(network), batch, marks
+    return stage, fresh_params(stage.network), batch, marks
 
 
-def embedding_leaks(network, params, batch, marks):
+def embedding_leaks(stage, params, batch, marks):
     """For each example the largest gradient of its loss with respect to other examples' embeddings, and its own."""
-    embeds = network.merge(params).embed_text(batch.tokens)
-    gradient = jax.jit(jax.grad(lambda e, *m: example_loss(network, params, batch, *m, embeds=e)))
+    embeds = stage.network.merge(params).embed_text(batch.tokens)
+    gradient = jax.jit(jax.grad(lambda e, *m: example_loss(stage, params, batch, *m, embeds=e)))
     for mine in marks:
-        grads = np.abs(gradient(embeds, mine, owned(batch, mine)[1]))
+        grads = np.abs(gradient(embeds, mine, slots_of(batch, mine)[1]))
         yield grads[~mine].max(), grads[mine].max()
 
 
@@ -132,73 +159,98 @@ def test_no_gradient_between_packed_examples(leak_case):
 
 
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
-    causal = lambda q, k, v, segment_ids: flash_xla(q, k, v, jnp.ones_like(segment_ids))
-    monkeypatch.setattr(packed_attention, "flash_xla", causal)
+    one_segment = lambda q, k, v, segment_ids, *ids, **kw: flash_xla(q, k, v, jnp.ones_like(segment_ids), *ids, **kw)
+    monkeypatch.setattr(packed_attention, "flash_xla", one_segment)
     assert max(other for other, _ in embedding_leaks(*leak_case)) > 0
 
 
+def on_device(monkeypatch, device_kind):
+    """Chooses the attention kernel of an accelerator, which runs in its interpreter."""
+    monkeypatch.setattr(sharding, "device_kind", lambda: device_kind)
+    interpreted = {key: functools.partial(k, interpret=True) for key, k in packed_attention.KERNELS.items()}
+    monkeypatch.setattr(packed_attention, "KERNELS", interpreted)
+
+
+@pytest.mark.parametrize("device_kind", ["TPU v5 lite", "NVIDIA H100 80GB HBM3"])
+def test_bidirectional_images_on_every_kernel(data, monkeypatch, device_kind):
+    stage, batch = first_batch(PAGES[BIDIRECTIONAL].get_config(data))
+    batch = jax.tree.map(lambda x: x[:1], batch)
+    params, counts = fresh_params(stage.network), count_targets(batch)
+    # A new function each time: jit would reuse the trace of the other kernel.
+    gradient = lambda: jax.jit(jax.value_and_grad(lambda p: loss_of(stage.objective, p, batch, counts=counts)[0]))(params)
+    value, grads = gradient()
+    on_device(monkeypatch, device_kind)
+    other_value, other_grads = gradient()
+    np.testing.assert_allclose(other_value, value, rtol=1e-5)
+    for path, grad in grads.items():
+        np.testing.assert_allclose(other_grads[path], grad, atol=1e-4 * max(1e-3, float(jnp.abs(grad).max())), err_msg=path)
+
+
+def test_bidirectional_images_see_their_right_and_causal_ones_do_not(data):
+    """The state of an image's first token depends on its last one under one mask only."""
+    for kind, expected in ((BIDIRECTIONAL, True), ("toy", False)):
+        stage, batch = first_batch(PAGES[kind].get_config(data))
+        params = fresh_params(stage.network)
+        model = stage.network.merge(params)
+        shape = (*batch.gen_start.shape, stage.gen_tokens, stage.model["llm"]["embed_dim"])
+        s, slot = np.argwhere(batch.gen_start < batch.tokens[0].size)[0]
+        first = batch.gen_start[s, slot]
+        state = lambda embedded: model(batch, embedded)[0][s, first].sum()
+        grad = jax.jit(jax.grad(state))(jnp.ones(shape))[s, slot]
+        assert (jnp.abs(grad[-1]).max() > 0) == expected and jnp.abs(grad[0]).max() > 0
+
+
 def test_replacing_the_neighbours_changes_nothing(leak_case):
-    network, params, batch, marks = leak_case
-    run, rng = jax.jit(lambda b, *m: example_loss(network, params, b, *m)), np.random.default_rng(0)
+    stage, params, batch, marks = leak_case
+    run, rng = jax.jit(lambda b, *m: example_loss(stage, params, b, *m)), np.random.default_rng(0)
     for mine in marks:
-        und, gen = (slots[..., None, None, None] for slots in owned(batch, mine))
-        noise = lambda pictures: rng.integers(0, 256, pictures.shape, np.uint8)
+        und, gen = (slots[..., None, None, None] for slots in slots_of(batch, mine))
+        noise = lambda images: rng.integers(0, 256, images.shape, np.uint8)
         other = batch._replace(
             tokens=np.where(mine, batch.tokens, 7),
             und_images=np.where(und, batch.und_images, noise(batch.und_images)),
             gen_images=np.where(gen, batch.gen_images, noise(batch.gen_images)),
         )
-        drawn = owned(batch, mine)[1]
-        assert run(batch, mine, drawn) == run(other, mine, drawn) != 0
+        own_images = slots_of(batch, mine)[1]
+        assert run(batch, mine, own_images) == run(other, mine, own_images) != 0
 
 
 def test_pixels_of_other_examples_get_no_gradient(leak_case):
-    network, params, batch, marks = leak_case
-    loss = lambda pixels, *m: example_loss(network, params, batch._replace(und_images=pixels), *m)
-    gradient, seen = jax.jit(jax.grad(loss)), 0
+    stage, params, batch, marks = leak_case
+    loss = lambda pixels, *m: example_loss(stage, params, batch._replace(und_images=pixels), *m)
+    gradient, count = jax.jit(jax.grad(loss)), 0
     for mine in marks:
-        und, gen = owned(batch, mine)
+        und, gen = slots_of(batch, mine)
         grads = np.abs(gradient(jnp.asarray(batch.und_images, jnp.float32), mine, gen)).max(axis=(2, 3, 4))
         assert (grads[~und] == 0).all() and (grads[und] > 0).all()
-        seen += und.sum()
-    assert seen
+        count += und.sum()
+    assert count
 
 
-def test_drawings_depend_on_prompt_and_seed_alone(recipe, data):
-    network = assembly.build_network(recipe.to_dict(), "stage_3")
-    params, known = params_of(network), (tokenizer.load(data / "tokenizer.json"), recipe.to_dict())
-    sampler = Sampler(network, params, *known, template="chat")
+def test_images_depend_on_prompt_and_seed_only(recipe, data):
+    stage = stage_of(recipe, "stage_3")
+    params = fresh_params(stage.network)
+    sampler = sampler_of(stage, data, params)
     prompts, guidance = ["a red star", "two large blue circles", "a red star"], sampler.guidance(scale=3.0)
     together = sampler.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
-    alone = np.concatenate([sampler.draw([p], seeds=[s], guidance=guidance) for p, s in zip(prompts, (1, 2, 3), strict=True)])
+    draw_one = lambda prompt, seed: sampler.draw([prompt], seeds=[seed], guidance=guidance)
+    alone = np.concatenate([draw_one(p, s) for p, s in zip(prompts, (1, 2, 3), strict=True)])
     shared = sampler.draw(["a red star"], seeds=[[1, 3]], guidance=guidance)[0]
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, sharding.param_shardings(mesh, network.abstract, network.axes))
-        eight = Sampler(network, placed, *known, template="chat").draw(prompts, seeds=[1, 2, 3], guidance=guidance)
+        shardings = sharding.param_shardings(mesh, stage.network.abstract, stage.network.axes)
+        eight = sampler_of(stage, data, jax.device_put(params, shardings)).draw(
+            prompts, seeds=[1, 2, 3], guidance=guidance
+        )
     # The decoder's last bit depends on the size of the batch, and truncation may make it a level.
     for other in (alone, np.stack([shared[0], together[1], shared[1]]), eight):
         assert np.abs(together.astype(int) - other).max() <= 1
     assert together.shape[1:] == (32, 32, 3)
 
 
-RUN = """
-from pathlib import Path
-from tests.paths import {kind}
-def get_config(stage="{stage}"):
-    c = {kind}.get_config(Path({data!r}))
-    c.init_fresh = (".*",)
-    c.stages = {{stage: c.stages[stage]}}
-    return c
-"""
-
-
-def run(recipe, workdir, *flags):
-    """Trains in a process of its own: the rows of its metrics."""
-    workdir.with_suffix(".py").write_text(recipe)
-    command = [sys.executable, "-m", "janus_jax.train", f"--config={workdir}.py", f"--workdir={workdir}", *flags]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+def run(config, workdir):
+    """Trains in this process: the rows of its metrics."""
+    assert not train(config, workdir)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "mfu")} for r in rows]
 
@@ -206,25 +258,30 @@ def run(recipe, workdir, *flags):
 def arrays(saved, names=None, **kwargs):
     """Parameters of a checkpoint."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    held = checkpoint.param_structs(saved)
-    wanted = {p: jax.ShapeDtypeStruct(held[p].shape, held[p].dtype, sharding=place) for p in names or held}
-    return checkpoint.load_params(saved, wanted, **kwargs)
+    stored = checkpoint.param_structs(saved)
+    abstract = {p: jax.ShapeDtypeStruct(stored[p].shape, stored[p].dtype, sharding=place) for p in names or stored}
+    return checkpoint.load_params(saved, abstract, **kwargs)
 
 
 def test_every_checkpoint_of_an_autoencoder_holds_its_scale(data, tmp_path):
-    recipe = RUN.format(kind="flow", data=str(data), stage="tokenizer")
-    flags = ["--config.save_every=1", "--config.stages.tokenizer.steps=3", "--config.keep_checkpoints=3"]
-    run(recipe, tmp_path / "run", *flags)
-    saved = [checkpoint.open_saved(tmp_path / "run/checkpoints" / str(step)) for step in (1, 2, 3)]
+    config = PAGES["flow"].get_config(data)
+    config.init_fresh, config.save_every, config.keep_checkpoints = (".*",), 1, 3
+    config.stages = {"tokenizer": config.stages.tokenizer}
+    config.stages.tokenizer.steps = 3
+    run(config, tmp_path)
+    saved = [checkpoint.open_saved(tmp_path / "checkpoints" / str(step)) for step in (1, 2, 3)]
     scales = [arrays(s, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item() for s in saved]
     assert len({1.0, *scales}) == 4
 
 
-def test_a_run_that_stops_goes_on_as_if_it_had_not(kind, data, tmp_path):
-    recipe = RUN.format(kind=kind, data=str(data), stage="stage_2")
-    run(recipe, tmp_path / "cut", "--config.stages.stage_2.stop_at=3")
-    cut = run(recipe, tmp_path / "cut")
-    assert len(cut) == 8 and cut == run(recipe, tmp_path / "whole")
+def test_a_run_that_stops_resumes_as_if_it_had_not(recipe, tmp_path):
+    recipe.init_fresh = (".*",)
+    recipe.stages = {"stage_2": recipe.stages.stage_2}
+    whole = run(recipe, tmp_path / "whole")
+    recipe.stages.stage_2.stop_at = 3
+    run(recipe, tmp_path / "cut")
+    recipe.stages.stage_2.stop_at = 0
+    assert len(whole) == 8 and run(recipe, tmp_path / "cut") == whole
     one, other = (checkpoint.open_saved(tmp_path / name) for name in ("cut", "whole"))
     for weights in ("raw", "ema"):  # averages too, which no metric shows
         jax.tree.map(np.testing.assert_array_equal, arrays(one, weights=weights), arrays(other, weights=weights))

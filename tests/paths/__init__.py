@@ -1,1 +1,1 @@
-"""One module a way of drawing: `get_config(data)` is a small recipe that draws that way, on the files of `data`."""
+"""One module per generation path: `get_config(data)` is a small recipe with that path, on the files of `data`."""

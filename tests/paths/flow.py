@@ -13,24 +13,30 @@ def get_config(data):
 
 
 def draw_after(network, params, *, ids, noise, guidance, reuse):
-    """Draws one picture a row of `noise` after its prompt, whose keys are kept or made anew at every step.
+    """Generates one image per row of `noise` after its prompt, whose keys are cached or computed again at every step.
 
     Args:
-      ids: int[rows of guidance x pictures, P].
-      noise: float[pictures, h, w, C].
-      reuse: whether the prompt's cache is used; without it a step runs over prompt and picture together.
+      network: ModelSpec.
+      params: {path: array}.
+      ids: int[guidance branches x images, P].
+      noise: float[images, h, w, C].
+      guidance: FlowGuidance.
+      reuse: whether the prompt's cache is used; without it a step runs over prompt and image together.
 
     Returns:
-      float[pictures, h, w, C].
+      float[images, h, w, C].
     """
-    model, prompt = network.merge(params), ids.shape[1]
+    model, length = network.merge(params), ids.shape[1]
     x = model.embed_text(ids)
-    _, cache = decode.prefill(model, x, real=jnp.ones(ids.shape, bool), max_new_tokens=model.path.num_tokens)
+    real = jnp.ones(ids.shape, bool)
+    _, cache = decode.prefill(model, x, real=real, max_new_tokens=model.generator.num_tokens)
 
     def recompute(tokens, cache):
         rows = jnp.concatenate([x, tokens], axis=1)
-        places = jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape[:2])
-        return model.llm(rows, positions=places, segment_ids=jnp.ones_like(places))[0][:, prompt:], cache
+        positions = jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape[:2])
+        hidden, _ = model.llm(rows, positions=positions, segment_ids=jnp.ones_like(positions))
+        return hidden[:, length:], cache
 
     step = decode.make_decode_step(model) if reuse else recompute
-    return model.path.integrate(step, cache, noise, rows=ids.shape[0] // noise.shape[0], guidance=guidance)[0]
+    branches = ids.shape[0] // noise.shape[0]
+    return model.generator.integrate(step, cache, noise, branches=branches, guidance=guidance)[0]

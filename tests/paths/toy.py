@@ -1,69 +1,96 @@
-"""A third way of drawing, in a page: the next patch, projected to a few numbers, is regressed from the one before."""
+"""A third generation path on a page: the next patch, projected to a few numbers, is regressed from the one before."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
 
 from configs import tiny
+from janus_jax import flops
 from janus_jax.generation import GENERATION_PATHS
-from janus_jax.generation.base import GenerationPath, guide, to_float
+from janus_jax.generation.base import GenerationNets, GenerationPath, guide
 from janus_jax.layers.linear import Linear
+from janus_jax.layers.pixels import to_float
+from janus_jax.tokenizers.base import ImageTokenizer
 from tests.conftest import small
 
 
-class ToyNets(nnx.Module):
-    def __init__(self, rngs, *, embed_dim, image_size, patch, dim):
-        self.patch, self.num_tokens = patch, (image_size // patch) ** 2
-        self.tokenizer = Linear(rngs, 3 * patch**2, dim, axes=("pixel", "code_dim"))
-        self.embed = Linear(rngs, dim, embed_dim, axes=("code_dim", "embed"))
-        self.head = Linear(rngs, embed_dim, dim, axes=("embed", "code_dim"))
+class ToyTokenizer(ImageTokenizer):
+    """A linear projection of patches, inverted by its pseudo-inverse."""
+
+    def __init__(self, rngs, *, patch, dim):
+        self.downsample = patch
+        self.project = Linear(rngs, 3 * patch**2, dim, axes=("pixel", "code_dim"))
+
+    def encode(self, images):
+        p = self.downsample
+        patches = rearrange(to_float(images, jnp.float32), "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
+        return jax.lax.stop_gradient(self.project(patches))
+
+    def decode(self, values):
+        p, net = self.downsample, self.project
+        patches = (values - net.bias[None, None]) @ jnp.linalg.pinv(net.kernel[...])
+        return rearrange(patches, "m (h w) (p q c) -> m (h p) (w q) c", h=int(values.shape[1] ** 0.5), p=p, q=p)
+
+    def cache(self, images):
+        return {"latents": self.encode(images)}
+
+    def reconstruct(self, images):
+        return self.decode(self.encode(images))
+
+    def training_loss(self, pixels, keys, statistics, *, weights):
+        raise NotImplementedError
+
+
+class ToyNets(GenerationNets):
+    def __init__(self, rngs, *, embed_dim, image_size, tokenizer):
+        self.num_tokens = self.count_tokens(image_size=image_size, tokenizer=tokenizer)
+        self.tokenizer = ToyTokenizer(rngs, **tokenizer)
+        self.embed = Linear(rngs, tokenizer["dim"], embed_dim, axes=("code_dim", "embed"))
+        self.head = Linear(rngs, embed_dim, tokenizer["dim"], axes=("embed", "code_dim"))
+
+    @staticmethod
+    def count_tokens(*, image_size, tokenizer, **settings):
+        return (image_size // tokenizer["patch"]) ** 2
 
 
 class ToyPath(GenerationPath):
-    Nets, TokenizerNets, Guidance = ToyNets, ToyNets, NamedTuple("ToyGuidance", [("scale", float)])
+    Nets, Tokenizer, Guidance = ToyNets, ToyTokenizer, NamedTuple("ToyGuidance", [("scale", float)])
     read_shift, prefix_tokens, attend_to_dropped_prompt = -1, ("boi",), True
 
-    def prepare(self, pictures, keys, *, look):
-        p = self.nets.patch
-        patches = rearrange(to_float(pictures.images, self.dtype), "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
-        return jax.lax.stop_gradient(self.nets.tokenizer(patches))
+    @staticmethod
+    def flops(settings, *, embed_dim, encoder, trains):
+        tokens = ToyNets.count_tokens(**settings)
+        return {"heads": flops.TRAINED * tokens * 2 * embed_dim * settings["tokenizer"]["dim"]}
+
+    def prepare(self, images, keys, *, encode):
+        return self.nets.tokenizer.encode(images.pixels)
 
     def embed(self, targets):
-        return self.nets.embed(targets), None
+        return self.nets.embed(targets.astype(self.dtype)), None
 
-    def loss(self, hidden, tapped, targets, kept):
+    def loss(self, hidden, tapped, targets, skip):
         return jnp.mean((self.nets.head(hidden) - targets) ** 2, axis=(1, 2)), {}
 
     def sample(self, step, hidden, cache, *, keys, guidance):
-        rows = len(hidden) // len(keys)
+        branches = len(hidden) // len(keys)
 
         def body(carry, _):
             value = guide(self.nets.head(carry[0]), guidance)
-            hidden, cache = step(jnp.repeat(self.nets.embed(value), rows, axis=0)[:, None], carry[1])
+            hidden, cache = step(jnp.repeat(self.nets.embed(value), branches, axis=0)[:, None], carry[1])
             return (hidden[:, 0], cache), value
 
         _, values = jax.lax.scan(body, (hidden, cache), length=self.num_tokens)
-        return self.decode(values.swapaxes(0, 1)), values
-
-    def decode(self, values):
-        p, net = self.nets.patch, self.nets.tokenizer
-        patches = (values - net.bias[None, None]) @ jnp.linalg.pinv(net.kernel[...])
-        side = int(self.num_tokens**0.5)
-        return rearrange(patches, "m (h w) (p q c) -> m (h p) (w q) c", h=side, p=p, q=p)
-
-    def reconstruct(self, pictures):
-        return self.decode(self.prepare(pictures, None, look=None))
+        return self.nets.tokenizer.decode(values.swapaxes(0, 1)), values
 
 
 GENERATION_PATHS["toy"] = ToyPath
 
 
 def get_config(data):
-    """The small config with another way of drawing."""
+    """The small config with another generation path."""
     c = small(tiny.get_config(), data)
-    c.model.generation = dict(kind="toy", image_size=32, patch=8, dim=4)
+    c.model.generation = dict(kind="toy", image_size=32, tokenizer=dict(patch=8, dim=4))
     c.init_fresh = ("llm", "understanding", "generation")
     return c

@@ -1,4 +1,4 @@
-"""Code by code."""
+"""Autoregressive generation of codes."""
 
 from configs import tiny
 from tests.conftest import small

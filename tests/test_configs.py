@@ -178,14 +178,6 @@ def test_every_source_of_a_stage_is_described():
             )
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_papers_recipes_run_in_up_to_64_processes(name):
-    config = load(name)
-    shards = config.data.shards
-    assert all(shards % processes == 0 for processes in (1, 2, 4, 8, 16, 32, 64))
-    assert all(s.batch // s.rows % shards == 0 for s in config.stages.values())
-
-
 def test_an_unknown_stage_is_named():
     with pytest.raises(ValueError, match=r"'4'.*\['1', '2', '3'\]"):
         load("pro_7b", "4")

@@ -189,14 +189,15 @@ def ask(stage, *, question, answer, batch, repeats, baseline):
     images = np.random.default_rng(0).integers(0, 256, (batch, 1, size, size, 3), np.uint8)
     starts = np.full((batch, 1), 2, np.int32)
     with jax.set_mesh(mesh):
-        inputs = distributed.shard_leading_axis((ids, real, images, starts, keys))
+        questions = decoding.Questions(ids, real, images, starts)
+        questions, keys = distributed.shard_leading_axis((questions, keys))
         settings = dict(eos_id=-1, temperature=0.0)  # no answer ends early
         start = time.perf_counter()
         program = decoding.answer_batch.lower(
-            params, *inputs, network=stage.network, max_tokens=answer, **settings
+            params, questions, keys, network=stage.network, max_tokens=answer, **settings
         ).compile()
         compiled = _compiled(program, start)
-        runs = {"ours": lambda: jax.block_until_ready(program(params, *inputs, **settings))}
+        runs = {"ours": lambda: jax.block_until_ready(program(params, questions, keys, **settings))}
         if baseline:
             runs["transformers"] = lambda: torch_model.ask(ids, images[:, 0], answer=answer)
         seconds = take_turns(runs, repeats=repeats)

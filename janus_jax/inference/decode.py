@@ -7,6 +7,7 @@ and so are the weights of a step: a scan over layers would copy both at every st
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -200,6 +201,22 @@ def reconstruct_batch(params, images, *, network):
     return to_uint8(network.merge(params).generation.tokenizer.reconstruct(images))
 
 
+class Questions(NamedTuple):
+    """A batch of questions about images.
+
+    Attributes:
+      ids: int32[B, P] with image slots, right-aligned.
+      real: bool[B, P], False on the padding.
+      images: uint8[B, U, h, w, 3].
+      starts: int32[B, U] position of each image's first feature; P marks an unused slot.
+    """
+
+    ids: jax.Array
+    real: jax.Array
+    images: jax.Array
+    starts: jax.Array
+
+
 @flax.struct.dataclass
 class Answers:
     """A batch of answers while they are decoded.
@@ -220,15 +237,12 @@ class Answers:
 
 
 @functools.partial(jax.jit, static_argnames=("network", "max_tokens"))
-def begin_answers(params, prompts, real, images, starts, *, network, eos_id, max_tokens):
+def begin_answers(params, questions, *, network, eos_id, max_tokens):
     """Runs the questions.
 
     Args:
       params: {path: array}.
-      prompts: int32[B, P] ids with their image slots, right-aligned.
-      real: bool[B, P], False on the padding.
-      images: uint8[B, U, h, w, 3].
-      starts: int32[B, U] position of each image's first feature; P marks an unused slot.
+      questions: Questions.
       network: ModelSpec of Janus.
       eos_id: id that ends an answer.
       max_tokens: longest answer.
@@ -237,16 +251,17 @@ def begin_answers(params, prompts, real, images, starts, *, network, eos_id, max
       Answers without any id.
     """
     model = network.merge(params)
-    x = model.embed_text(prompts)
-    if images.shape[1]:
-        x = model.insert_images(x, images, start=starts)
-    hidden, cache = prefill(model, x, real=real, max_new_tokens=max_tokens)
+    x = model.embed_text(questions.ids)
+    if questions.images.shape[1]:
+        x = model.insert_images(x, questions.images, start=questions.starts)
+    hidden, cache = prefill(model, x, real=questions.real, max_new_tokens=max_tokens)
+    rows = len(questions.ids)
     return Answers(
         num_ids=jnp.int32(0),
         hidden=hidden,
         cache=cache,
-        ended=jnp.zeros(len(prompts), bool),
-        ids=jnp.full((len(prompts), max_tokens), eos_id, jnp.int32),
+        ended=jnp.zeros(rows, bool),
+        ids=jnp.full((rows, max_tokens), eos_id, jnp.int32),
     )
 
 
@@ -298,16 +313,14 @@ def continue_answers(params, answers, keys, *, network, eos_id, temperature, unt
 
 
 @functools.partial(jax.jit, static_argnames=("network", "max_tokens"))
-def answer_batch(
-    params, prompts, real, images, starts, keys, *, network, eos_id, temperature, max_tokens
-):
+def answer_batch(params, questions, keys, *, network, eos_id, temperature, max_tokens):
     """Answers one question per row in one program: `begin_answers`, then `continue_answers`.
 
     Returns:
       int32[B, max_tokens] ids, EOS after the end.
     """
     common = dict(network=network, eos_id=eos_id)
-    answers = begin_answers(params, prompts, real, images, starts, max_tokens=max_tokens, **common)
+    answers = begin_answers(params, questions, max_tokens=max_tokens, **common)
     return continue_answers(
         params, answers, keys, temperature=temperature, until=max_tokens, **common
     ).ids

@@ -111,10 +111,10 @@ class Sampler:
         """
         t, count = self.tokenizer, len(conversations)
         seeds = np.asarray([0] * count if seeds is None else seeds, np.uint32)
-        *inputs, seeds = distributed.pad_to_mesh((*self._inputs(conversations, system), seeds))
-        *inputs, keys = distributed.shard_leading_axis((*inputs, jax.vmap(jax.random.key)(seeds)))
+        questions, seeds = distributed.pad_to_mesh((self._questions(conversations, system), seeds))
+        questions, keys = distributed.shard_leading_axis((questions, jax.vmap(jax.random.key)(seeds)))
         settings = dict(network=self.network, eos_id=t.eos)
-        answers = decode.begin_answers(self.params, *inputs, max_tokens=max_tokens, **settings)
+        answers = decode.begin_answers(self.params, questions, max_tokens=max_tokens, **settings)
         step = every or max_tokens
         for until in range(step, max_tokens + step, step):
             until = min(until, max_tokens)
@@ -126,8 +126,8 @@ class Sampler:
             if all(t.eos in row for row in rows):
                 return
 
-    def _inputs(self, conversations, system):
-        """Host arrays of conversations: ids int32[B, P], real bool[B, P], uint8[B, U, h, w, 3], starts int32[B, U]."""
+    def _questions(self, conversations, system):
+        """Conversations as `decode.Questions` of host arrays."""
         rows, starts = zip(*(self._row(turns, system) for turns, _ in conversations), strict=True)
         ids, real = decode.right_align(rows, pad_id=self.tokenizer.pad)
         length, slots, size = ids.shape[1], max(map(len, starts)), self._encoder.image_size
@@ -139,7 +139,7 @@ class Sampler:
             for j, image in enumerate(images):
                 positions[i, j] = starts[i][j] + length - len(rows[i])
                 pixels[i, j] = image_ops.for_understanding(image, size=size)
-        return ids, real, pixels, positions
+        return decode.Questions(ids, real, pixels, positions)
 
     def _row(self, turns, system):
         """Ids of a conversation with its image slots, and the position of each image's first feature."""

@@ -25,7 +25,9 @@ from janus_jax.layers.remat import BLOCK_INPUT, check_policy, rematerialise
 class Block(nnx.Module):
     """x + attention(norm x), then x + mlp(norm x)."""
 
-    def __init__(self, rngs, *, embed_dim, num_heads, num_kv_heads, mlp_dim, rope_theta, norm_eps):
+    def __init__(
+        self, rngs, *, embed_dim, num_heads, num_kv_heads, mlp_dim, norm_eps, rope_theta=10_000.0
+    ):
         self.rope_theta = rope_theta
         self.attention_norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
         self.attention = Attention(
@@ -73,28 +75,18 @@ class Llama(nnx.Module):
         vocab_size,
         num_layers,
         embed_dim,
-        num_heads,
-        num_kv_heads,
-        mlp_dim,
-        rope_theta=10_000.0,
         norm_eps=1e-6,
         remat="block",
+        **block,
     ):
-        """`remat` is a policy of `layers.remat`; the rest are the sizes of the released config."""
+        """`remat` is a policy of `layers.remat`; `block` are further sizes of `Block`."""
         self.remat = check_policy(remat)
         self.num_layers = num_layers
-        block = functools.partial(
-            Block,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            mlp_dim=mlp_dim,
-            rope_theta=rope_theta,
-            norm_eps=norm_eps,
-        )
+        make_block = functools.partial(Block, embed_dim=embed_dim, norm_eps=norm_eps, **block)
         normal = nnx.initializers.normal(0.02)
         self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), normal)
-        self.layers = jax.vmap(lambda key: block(Rngs(key)))(jax.random.split(rngs(), num_layers))
+        keys = jax.random.split(rngs(), num_layers)
+        self.layers = jax.vmap(lambda key: make_block(Rngs(key)))(keys)
         self.norm = RMSNorm(rngs, embed_dim, eps=norm_eps)
         self.head = Linear(rngs, embed_dim, vocab_size, axes=("embed", "vocab"), bias=False)
 

@@ -54,27 +54,23 @@ class Siglip(nnx.Module):
         patch_size,
         num_layers,
         embed_dim,
-        num_heads,
-        mlp_dim,
         norm_eps=1e-6,
         remat="block",
+        **block,
     ):
-        """`remat` is a policy of `layers.remat`; the rest are the sizes of the released config."""
+        """`remat` is a policy of `layers.remat`; `block` are further sizes of `EncoderBlock`."""
         self.image_size = image_size
         self.patch_size = patch_size
         self.remat = check_policy(remat)
-        block = functools.partial(
-            EncoderBlock,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            norm_eps=norm_eps,
+        make_block = functools.partial(
+            EncoderBlock, embed_dim=embed_dim, norm_eps=norm_eps, **block
         )
         self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
         positions = (self.num_tokens(image_size, image_size), embed_dim)
         normal = nnx.initializers.normal(0.02)
         self.position = param(rngs, positions, ("position", "embed"), normal)
-        self.layers = jax.vmap(lambda key: block(Rngs(key)))(jax.random.split(rngs(), num_layers))
+        keys = jax.random.split(rngs(), num_layers)
+        self.layers = jax.vmap(lambda key: make_block(Rngs(key)))(keys)
         self.norm = LayerNorm(rngs, embed_dim, eps=norm_eps)
 
     def num_tokens(self, h, w):

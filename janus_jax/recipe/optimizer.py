@@ -52,21 +52,20 @@ def rates_by_path(lr, paths):
     return rates, lr["default"]
 
 
-def make(rates, make_schedule, *, kind, b1, b2, eps, weight_decay, clip, moments, abstract, axes):
+def make(network, scale, *, kind, weight_decay, clip, moments, **adam):
     """The optimizer: 'adamw' (Janus, table 2: betas 0.9 and 0.95, gradient clip 1.0) or 'muon', for nets from scratch.
 
     Muon (Jordan 2024) orthogonalises the momentum of every matrix between two hidden spaces; tables, heads, norms and
     biases follow Adam. Its updates are scaled to Adam's size (Liu et al. 2025, equation 4), so rates mean the same.
 
     Args:
-      rates: {path: peak learning rate} of the trainable parameters.
-      make_schedule: peak rate -> (step -> rate).
+      network: ModelSpec, whose logical axes tell matrices from tables.
+      scale: the last transformation, from `scale_by_rates`.
       kind: 'adamw' or 'muon'.
-      b1, b2, eps: Adam's.
       weight_decay: on matrices and tables; norms and biases, whatever stack they are in, do not decay.
       clip: global norm of the gradients.
       moments: dtype of Adam's and Muon's moments between steps, 'float32' or 'bfloat16'; the step computes in fp32.
-      abstract, axes: {path: ShapeDtypeStruct} and {path: logical axes of the trailing dimensions}, as a ModelSpec has.
+      adam: `b1`, `b2` and `eps`.
 
     Raises:
       UserError: for another kind or dtype.
@@ -74,18 +73,18 @@ def make(rates, make_schedule, *, kind, b1, b2, eps, weight_decay, clip, moments
     if moments not in MOMENTS:
         raise UserError(f"--config.optimizer.moments is {moments!r}; known: {list(MOMENTS)}.")
     if kind == "adamw":
-        direction = optax.scale_by_adam(b1, b2, eps)
+        direction = optax.scale_by_adam(**adam)
     elif kind == "muon":
-        sides = {path: _matrix_dims(path, len(leaf.shape), axes[path]) for path, leaf in abstract.items()}
+        matrices = {path: _matrix_dims(path, a.ndim, network.axes[path]) for path, a in network.abstract.items()}
         direction = optax.contrib.muon(
             -1.0,  # the rate, and the sign with it, come last
             ns_steps=3,
             preconditioning="schatten",  # as exact in 3 steps as the usual norm in 5
             consistent_rms=0.2,
-            eps=eps,
-            adam_b1=b1,
-            adam_b2=b2,
-            muon_weight_dimension_numbers=lambda params: {path: sides[path] for path in params},
+            eps=adam["eps"],
+            adam_b1=adam["b1"],
+            adam_b2=adam["b2"],
+            muon_weight_dimension_numbers=lambda params: {path: matrices[path] for path in params},
         )
     else:
         raise UserError(f"--config.optimizer.kind is {kind!r}; known: ['adamw', 'muon'].")
@@ -94,7 +93,7 @@ def make(rates, make_schedule, *, kind, b1, b2, eps, weight_decay, clip, moments
         optax.clip_by_global_norm(clip),
         direction if moments == "float32" else _store_state_in(direction, jnp.dtype(moments)),
         optax.add_decayed_weights(weight_decay, mask=decays),
-        _scale_by_rates(rates, make_schedule),
+        scale,
     )
 
 
@@ -143,8 +142,13 @@ def abstract_state(tx, trainable, mesh):
     return jax.tree.map_with_path(place, jax.eval_shape(tx.init, trainable))
 
 
-def _scale_by_rates(rates, make_schedule):
-    """Multiplies every update by -rate of its parameter at this step; the state is optax's `scale_by_schedule`'s."""
+def scale_by_rates(rates, make_schedule):
+    """Multiplies every update by -rate of its parameter at this step; the state is that of `optax.scale_by_schedule`.
+
+    Args:
+      rates: {path: peak learning rate} of the trainable parameters.
+      make_schedule: peak rate -> (step -> rate).
+    """
     schedules = {rate: make_schedule(rate) for rate in set(rates.values())}
 
     def update(updates, state, params=None):

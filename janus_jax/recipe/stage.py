@@ -136,14 +136,9 @@ class Stage:
     def tx(self):
         """The optimizer of everything that trains, one per group of the objective."""
         rates, _ = optimizer.rates_by_path(self.settings["lr"], self.trainable)
-        make = functools.partial(
-            optimizer.make,
-            rates,
-            self._schedule,
-            weight_decay=self.settings["weight_decay"],
-            abstract=self.network.abstract,
-            axes=self.network.axes,
-        )
+        scale = optimizer.scale_by_rates(rates, self._schedule)
+        weight_decay = self.settings["weight_decay"]
+        make = functools.partial(optimizer.make, self.network, scale, weight_decay=weight_decay)
         settings = self.objective.optimizer_settings(self.config["optimizer"])
         return optimizer.by_group({group: make(**own) for group, own in settings.items()}, self.group_of)
 

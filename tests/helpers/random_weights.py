@@ -1,0 +1,41 @@
+"""A folder of random weights with the names and shapes of a released model, written shard by shard.
+
+python -m tests.helpers.random_weights configs.pro_1b weights/random
+"""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from janus_jax.convert import files, name_map
+from janus_jax.convert.layouts import tables, write_config
+from janus_jax.recipe.stage import make_stage
+
+
+def write(folder, config, *, layout="deepseek", seed=0, tokenizer=None):
+    """Writes random bfloat16 numbers, below 2 in size, for every tensor of a resolved config."""
+    kind = config["model"]["generation"]["kind"]
+    abstract = make_stage(config, "stage_3").network.abstract
+    table = tables.JANUS[layout, kind]
+    tensors = name_map.spell_out(table, tables.stored(kind, abstract), layout=layout)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    shapes |= tables.unused(layout, kind, abstract)
+    rng = np.random.default_rng(seed)
+
+    def random_tensors():
+        for name, shape in sorted(shapes.items()):
+            # Without the top bit of the exponent, numbers are finite and below 2.
+            bits = np.frombuffer(rng.bytes(2 * math.prod(shape)), np.uint16) & 0xBFFF
+            yield name, bits.view(ml_dtypes.bfloat16).reshape(shape)
+
+    texts = write_config.write(layout, config, tokenizer, dtype="bfloat16")
+    Path(folder).mkdir(parents=True)
+    files.write(Path(folder), random_tensors(), texts=texts, show=lambda done: None)
+
+
+if __name__ == "__main__":
+    write(sys.argv[2], importlib.import_module(sys.argv[1]).get_config().to_dict())

@@ -7,20 +7,19 @@ import struct
 import tarfile
 import zlib
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from janus_jax import sharding
 from janus_jax.data.sources import KINDS as KINDS_OF_SOURCES
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
-from janus_jax.recipe import assembly
-from janus_jax.train import __main__ as train
-from tests import tfds_set
+from janus_jax.recipe.data import build_pipeline
+from janus_jax.train import loop
+from tests.conftest import stage_of
+from tests.helpers import tfds_set
 
 COUNT, STEP = 160, 10  # one record in ten is broken, of a kind after the other
 
@@ -148,10 +147,9 @@ def test_each_is_listed_and_no_good_record_is_lost(config, tmp_path, kind):
     folder = tmp_path / "data"
     folder.mkdir()
     records, faults = zip(*(record(i, lacks=LACKS.get(kind, ())) for i in range(COUNT)), strict=True)
-    resolved = drawing_only(config, dict(kind=kind, **WRITERS[kind](folder, records))).to_dict()
-    mesh, network = sharding.make_mesh(devices=jax.devices()[:1]), assembly.build_network(resolved, "stage_2")
+    config = drawing_only(config, dict(kind=kind, **WRITERS[kind](folder, records)))
     report = tmp_path / "bad.jsonl"
-    pipeline, _ = assembly.build_pipeline(resolved, "stage_2", network, mesh=mesh, host=(0, 1), report=report)
+    pipeline, _ = build_pipeline(stage_of(config), host=(0, 1), report=report)
     delivered, packed = set(), next(pipeline)
     while packed.stats["epochs"]["things"] < 2.5:
         delivered |= {int(i.rsplit("/", 1)[1]) for i in packed.record_ids}
@@ -169,13 +167,13 @@ def test_each_is_listed_and_no_good_record_is_lost(config, tmp_path, kind):
 def test_a_run_goes_on_lists_them_once_and_stops_above_the_limit(config, tmp_path):
     config = drawing_only(config, dict(kind="array_record", **array_record(tmp_path, [record(i)[0] for i in range(COUNT)])))
     config.stages.stage_2.steps = 6
-    train.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     report = (tmp_path / "run/bad_records.jsonl").read_text().splitlines()
     config.stages.stage_2.steps = 14
-    train.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     again = (tmp_path / "run/bad_records.jsonl").read_text().splitlines()
     listed = [json.loads(line)["record"] for line in again]
     assert again[: len(report)] == report and len(set(listed)) == len(listed) >= 5
     config.data.bad_record_limit = 0.02
     with pytest.raises(UserError, match=r"of \d+ records are unusable, more than .*_limit=2%.*listed in"):
-        train.train(config, tmp_path / "other")
+        loop.train(config, tmp_path / "other")

@@ -12,7 +12,7 @@ from janus_jax.data.packing_stats import Lengths
 from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
-from janus_jax.recipe import assembly
+from janus_jax.recipe.stage import phases_of
 
 RECIPES = ["tiny", "openmoji", "janus_1p3b", "pro_1b", "pro_7b", "tiny_flow", "openmoji_flow", "flow_1p3b", "flow_1p3b_256"]
 
@@ -22,7 +22,7 @@ def tables():
     found = {}
     for name in RECIPES:
         for s in importlib.import_module(f"configs.{name}").get_config().to_dict()["stages"].values():
-            for phase in assembly.phases_of(s):
+            for phase in phases_of(s):
                 found.setdefault(f"{phase.ratio} {phase.sources}", phase)
     return [pytest.param(phase, id=":".join(f"{n:g}" for n in phase.ratio)) for phase in found.values()]
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax import sharding
 from janus_jax.batch import TASKS, Example
 from janus_jax.data.bad_records import BadRecords
 from janus_jax.data.mixture import Phase
@@ -16,14 +15,13 @@ from janus_jax.data.shards import Layout, Shard, Stream
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
-from janus_jax.recipe import assembly
+from janus_jax.recipe.data import build_pipeline
 from janus_jax.shapes import world
+from tests.conftest import stage_of
 
 
 def pipeline(config, stage="stage_2", host=(0, 1)):
-    config = config.to_dict()
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return assembly.build_pipeline(config, stage, assembly.build_network(config, stage), mesh=mesh, host=host)[0]
+    return build_pipeline(stage_of(config, stage), host=host)[0]
 
 
 def same(a, b):

@@ -7,14 +7,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import common, pro_1b
-from janus_jax import sharding
 from janus_jax.data import images
 from janus_jax.data.chat import IMAGE
 from janus_jax.data.images import BadRecord
@@ -22,10 +20,12 @@ from janus_jax.data.mixture import Mixture
 from janus_jax.data.sources import KINDS, Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
-from janus_jax.recipe import assembly
+from janus_jax.recipe.data import build_pipeline, source_names
+from janus_jax.recipe.stage import make_stage
 from janus_jax.shapes import world
-from janus_jax.train import __main__ as train
-from tests import tfds_set
+from janus_jax.train import loop
+from tests.conftest import stage_of
+from tests.helpers import tfds_set
 
 COUNT = 24
 NAMES = [f"thing number {chr(97 + i)}" for i in range(COUNT)]
@@ -137,10 +137,7 @@ def test_a_run_trains_from_it_and_its_first_batch_holds_what_lies_in_the_files(s
     config.stages = {"stage_2": config.stages.stage_2}
     config.stages.stage_2.update(mixture=(1, 0, 1), steps=20)
     config.stages.stage_2.sources = {task: {"things": 1} for task in ("understanding", "generation")}
-    resolved = config.to_dict()
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    network = assembly.build_network(resolved, "stage_2")
-    pipeline, tokenizer = assembly.build_pipeline(resolved, "stage_2", network, mesh=mesh, host=(0, 1))
+    pipeline, tokenizer = build_pipeline(stage_of(config), host=(0, 1))
     batch = next(pipeline).batch
     seen = {name: 0 for name in ("und", "gen")}
     for s, (tokens, segments) in enumerate(zip(batch.tokens, batch.segment_ids, strict=True)):
@@ -158,7 +155,7 @@ def test_a_run_trains_from_it_and_its_first_batch_holds_what_lies_in_the_files(s
                 seen[kind] += 1
     assert min(seen.values()) >= 10
 
-    train.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 20 and np.isfinite([r["loss"] for r in rows]).all()
     assert rows[-1]["epochs/things"] > 1  # 24 records are seen again and again
@@ -312,7 +309,7 @@ def test_real_sets_train_through_the_public_kinds(config, tmp_path, of):
     config.stages = {"stage_2": config.stages.stage_2}
     config.stages.stage_2.update(mixture=(1, 0, 1), steps=3)
     config.stages.stage_2.sources = {task: {"things": 1} for task in ("understanding", "generation")}
-    train.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and np.isfinite(rows[-1]["loss"]) and not (tmp_path / "run/bad_records.jsonl").exists()
     assert len(Source("things", **source)) == count
@@ -327,11 +324,11 @@ def test_the_examples_of_the_guide_are_configs(data):
         exec(block, names)
         c = names["get_config"]() if "get_config" in names else names["c"]
         resolved = c.to_dict()
-        for stage, s in resolved["stages"].items():
-            assembly.check_stage(resolved, stage)
-            for phase in assembly.phases_of(s):
+        for name in resolved["stages"]:
+            stage = make_stage(resolved, name)
+            for phase in stage.phases:
                 Mixture(phase)
-            assert set(assembly.source_names(s)) <= resolved["data"]["sources"].keys()
+            assert set(source_names(stage)) <= resolved["data"]["sources"].keys()
         for name, source in resolved["data"]["sources"].items():
             kinds.add(source["kind"])
             with pytest.raises(UserError, match="No (file|TensorFlow data set|folder)"):

@@ -14,11 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from janus_jax import cli
 from janus_jax.data import chat
-from janus_jax.data import images as image_ops
 from janus_jax.data.files import make_folder
+from janus_jax.data.images import BadRecord, decode
 from janus_jax.errors import UserError
 from janus_jax.inference.contact_sheet import contact_sheet
 from janus_jax.recipe.load import load_sampler
@@ -64,7 +65,7 @@ def draw():
     out = Path(OUT.value)
     prompts = PROMPT.value
     count = len(prompts) * NUM_IMAGES.value
-    if image_ops.Image.registered_extensions().get(out.suffix.lower()) not in image_ops.Image.SAVE:
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise UserError(
             f"--out={OUT.value} has no known image format; use a name that ends in .png."
         )
@@ -83,7 +84,7 @@ def draw():
     images = images.reshape(-1, *images.shape[2:])
     captions = [prompt for prompt in prompts for _ in range(NUM_IMAGES.value)]
     image = (
-        image_ops.Image.fromarray(images[0])
+        Image.fromarray(images[0])
         if len(images) == 1
         else contact_sheet(images, captions)
     )
@@ -149,8 +150,8 @@ def _open(path):
     if not Path(path).is_file():
         raise UserError(f"--image={path}: there is no such file.")
     try:
-        return image_ops.decode(Path(path).read_bytes())
-    except image_ops.BadRecord as error:
+        return decode(Path(path).read_bytes())
+    except BadRecord as error:
         raise UserError(f"--image={path} cannot be read: {error}.") from None
 
 

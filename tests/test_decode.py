@@ -11,7 +11,7 @@ from PIL import Image
 from configs import tiny
 from janus_jax import hardware, sharding
 from janus_jax.data import chat
-from janus_jax.data import images as image_ops
+from janus_jax.data.images import for_understanding
 from janus_jax.data.tokenizer import TextTokenizer
 from janus_jax.errors import UserError
 from janus_jax.generation import vq
@@ -195,7 +195,7 @@ def test_a_conversation_about_two_images_is_answered_as_the_whole_row_would_be(s
     ]
     row, starts = sampler._row(turns, None)
     size, t = model.understanding.encoder.image_size, sampler.tokenizer
-    pixels = np.stack([image_ops.for_understanding(image, size=size) for image in images])[None]
+    pixels = np.stack([for_understanding(image, size=size) for image in images])[None]
     answer = []
     for _ in range(4):
         x = model.embed_text(jnp.asarray([row + answer]))

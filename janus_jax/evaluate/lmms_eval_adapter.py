@@ -20,8 +20,8 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from janus_jax.data import chat
-from janus_jax.data import images as image_ops
 from janus_jax.data.files import PICTURES
+from janus_jax.data.images import BadRecord, decode
 from janus_jax.errors import UserError
 from janus_jax.evaluate import runner
 from janus_jax.recipe import load
@@ -229,8 +229,8 @@ def read_images(visuals, task):
     if not isinstance(visuals, (str, Path)) or Path(visuals).suffix.lower() not in PICTURES:
         raise UserError(f"Task {task!r} has the input {visuals!r}; janus_jax supports images only.")
     try:
-        return [image_ops.decode(Path(visuals).read_bytes())]
-    except (image_ops.BadRecord, OSError) as error:
+        return [decode(Path(visuals).read_bytes())]
+    except (BadRecord, OSError) as error:
         raise UserError(
             f"An image of task {task!r}, {str(visuals)!r}, cannot be read: {error}."
         ) from None

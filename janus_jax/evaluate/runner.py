@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 
 from janus_jax import distributed
-from janus_jax.data import images as image_ops
+from janus_jax.data.images import BadRecord, decode
 from janus_jax.errors import UserError
 
 ANSWERS = "answers.jsonl"
@@ -146,8 +146,8 @@ def _read_answers(path):
 def _open(source):
     """The image of a Path or of bytes, RGB."""
     try:
-        return image_ops.decode(source if isinstance(source, bytes) else source.read_bytes())
-    except (image_ops.BadRecord, OSError) as error:
+        return decode(source if isinstance(source, bytes) else source.read_bytes())
+    except (BadRecord, OSError) as error:
         name = (
             "An image inside the benchmark's file"
             if isinstance(source, bytes)

@@ -7,7 +7,7 @@ import numpy as np
 
 from janus_jax import distributed
 from janus_jax.data import chat
-from janus_jax.data import images as image_ops
+from janus_jax.data.images import for_understanding
 from janus_jax.errors import UserError
 from janus_jax.inference import decode
 
@@ -138,7 +138,7 @@ class Sampler:
                 raise UserError(f"A question has places for {len(starts[i])} images and {len(images)} images.")
             for j, image in enumerate(images):
                 positions[i, j] = starts[i][j] + length - len(rows[i])
-                pixels[i, j] = image_ops.for_understanding(image, size=size)
+                pixels[i, j] = for_understanding(image, size=size)
         return decode.Questions(ids, real, pixels, positions)
 
     def _row(self, turns, system):

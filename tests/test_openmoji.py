@@ -1,4 +1,4 @@
-"""The emoji: their names, their split, and the way of a TensorFlow data set through a source to examples."""
+"""The emoji: names, the split, and examples made from the TensorFlow data set."""
 
 import collections
 import re
@@ -28,7 +28,7 @@ def folder(tmp_path_factory, emoji):
     return folder
 
 
-def test_enough_are_named_and_the_sheet_shows_training_names(emoji):
+def test_names_and_groups_and_prompts_of_the_training_split(emoji):
     names = [name for _, name, _ in emoji]
     train = {name for name in names if openmoji.split_of(name) == "train"}
     assert len(emoji) >= 3_500 and len({group for *_, group in emoji}) >= 9
@@ -45,24 +45,32 @@ def test_skin_tones_stay_on_one_side_of_the_split(emoji):
     for _, name, _ in emoji:
         base = re.sub("(medium-light|medium-dark|light|medium|dark) skin tone", "", name)
         sides[" ".join(base.split())].add(openmoji.split_of(name))
-    del sides[""]  # the tones themselves, emoji in their own right
+    del sides[""]  # the tones are emoji themselves
     assert len(sides) < len(emoji) / 2 and all(len(side) == 1 for side in sides.values())
 
 
 def test_records_become_examples(folder):
     config = page.get_config()
     make = ExampleMaker(
-        load(folder / "tokenizer.json"), template="chat", und_tokens=16, gen_tokens=64, max_length=256,
-        roles=config.data.roles, system_prompt="", prompt_drop=0.0, first_sentence=0.0, overlong="cut",
-    )  # fmt: skip
-    for name, chosen in config.data.sources.to_dict().items():
+        load(folder / "tokenizer.json"),
+        template="chat",
+        und_tokens=16,
+        gen_tokens=64,
+        max_length=256,
+        roles=config.data.roles,
+        system_prompt="",
+        prompt_drop=0.0,
+        first_sentence=0.0,
+        overlong="cut",
+    )
+    for name, settings in config.data.sources.to_dict().items():
         task = {"pictures": "generation"}.get(name, name)
-        chosen["path"] = str(folder / "openmoji/1.0.0")
-        source = Source(task, **chosen)
+        settings["path"] = str(folder / "openmoji/1.0.0")
+        source = Source(task, **settings)
         example = make(source[0], task=task, rng=np.random.default_rng(0), record_id="0")
         assert example.text_weights.any() == (task != "generation")
-        for picture in example.und_images + example.gen_images:
-            pixels = images.for_generation(images.decode(picture), size=64)
+        for image in example.und_images + example.gen_images:
+            pixels = images.for_generation(images.decode(image), size=64)
             assert pixels.shape == (64, 64, 3) and pixels.std() > 5
 
 

@@ -38,8 +38,9 @@ def run(config, dims, *, mixture, rows, codes, cores, repeats, accelerator_rate)
         if dims:
             work = workload.from_dims(dims)
             workload.set_mixture(work.settings, work.lengths, mixture=mixture, rows=rows or 8)
+            work.settings["batch"] = 4 * work.settings["rows"]
             stage = work.stage()
-            pipeline = workload.packed_batches(stage, work.lengths, workers=cores, groups=4)
+            pipeline = workload.packed_batches(stage, work.lengths, workers=cores)
         else:
             work = _configured(config, Path(folder), mixture=mixture, rows=rows, codes=codes)
             work.settings["batch"] = work.config["data"]["shards"] * work.settings["rows"]

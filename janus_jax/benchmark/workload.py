@@ -107,18 +107,16 @@ def set_mixture(settings, lengths, *, mixture, rows):
     settings["und_slots"], settings["gen_slots"], _ = slots
 
 
-def packed_batches(stage, lengths, *, workers, groups=None):
+def packed_batches(stage, lengths, *, workers):
     """An endless iterator of Packed, made-up examples of these lengths with images to generate as codes.
 
     Args:
       stage: Stage, whose layout the batches have.
       lengths: {task: Lengths}.
       workers: threads.
-      groups: pack groups of a batch; by default the stage's own.
     """
-    layout = build_layout(stage)._replace(shards=1)
     return Pipeline(
-        layout=layout if groups is None else layout._replace(groups=groups),
+        layout=build_layout(stage)._replace(shards=1),
         sources={task: synthetic.TableSource(task, lengths[task]) for task in TASKS},
         make=table_maker(stage),
         phases=stage.phases,

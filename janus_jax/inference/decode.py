@@ -34,9 +34,9 @@ class Cache:
     Attributes:
       prompt: [(keys, values)] of the prompts, each float[M, K, P, H].
       prompt_mask: bool[M, P], which positions of the prompts may be attended to.
-      suffix: [(keys, values)] of each row's new tokens, each float[B, K, T, H]; B is a multiple of
+      suffix: [(keys, values)] of each row's new tokens, each float[B, K, J, H]; B is a multiple of
         M.
-      length: int32 scalar, number of the T positions that are filled.
+      length: int32 scalar, number of the J positions that are filled.
       position: int32[B] of the next token.
       num_branches: rows per sample that guidance compares.
     """

@@ -41,9 +41,9 @@ def cached_attention(q, prompt, suffix, *, prompt_mask, suffix_mask, num_branche
     Args:
       q: float[B, L, N, H] queries. Rows are ordered by prompt, then sample, then guidance branch.
       prompt: keys and values float[M, K, P, H]; B is a multiple of M, and N of K.
-      suffix: keys and values float[B, K, T, H].
+      suffix: keys and values float[B, K, J, H].
       prompt_mask: bool[M, P], which positions of the prompts are attended to.
-      suffix_mask: bool[L, T], which positions of its suffix a query attends to.
+      suffix_mask: bool[L, J], which positions of its suffix a query attends to.
       num_branches: rows per sample.
 
     Returns:

@@ -30,7 +30,7 @@ class EncoderBlock(nnx.Module):
         self.mlp = Mlp(rngs, embed_dim, mlp_dim, embed_dim, axes=("embed", "mlp", "embed"))
 
     def __call__(self, x):
-        """float[M, T, D] -> float[M, T, D]."""
+        """float[M, T, F] -> float[M, T, F]."""
         x = x + self.attention.merge(attention(*self.attention.qkv(self.attention_norm(x))))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -43,7 +43,7 @@ class Siglip(nnx.Module):
       image_size: pixels per side of the images it reads;
       num_tokens(h, w): features of an image of h x w pixels; it reads no parameter, so that
         `ModelSpec.module`, the module without arrays, answers too;
-      __call__(pixels): float[M, h, w, 3] in [-1, 1] -> float[M, num_tokens(h, w), embed_dim].
+      __call__(pixels): float[M, h, w, 3] in [-1, 1] -> float[M, num_tokens(h, w), F].
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Siglip(nnx.Module):
         return (h // self.patch_size) * (w // self.patch_size)
 
     def __call__(self, pixels):
-        """float[M, h, w, 3] in [-1, 1] -> float[M, T, D] features, row-major."""
+        """float[M, h, w, 3] in [-1, 1] -> float[M, T, F] features, row-major."""
         chex.assert_shape(pixels, (None, self.image_size, self.image_size, 3))
         p = self.patch_size
         patches = rearrange(pixels, "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)

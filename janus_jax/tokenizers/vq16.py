@@ -25,11 +25,11 @@ def normalize(x, eps=1e-12):
 
 
 class CodeUsage(NamedTuple):
-    """How the images of a step use the codebook of K codes.
+    """How the images of a step use the codebook of V codes.
 
     Attributes:
-      unused: float32[K], 1 for codes that no image uses.
-      targets: float32[K, C], for every code the nearest of the vectors that are quantised badly.
+      unused: float32[V], 1 for codes that no image uses.
+      targets: float32[V, C], for every code the nearest of the vectors that are quantised badly.
     """
 
     unused: jax.Array
@@ -63,7 +63,7 @@ class VQTokenizer(ImageTokenizer):
     @jax.default_matmul_precision("highest")
     def nearest(self, vectors):
         """Ids of the nearest codes: float[M, h', w', code dim] -> int32[M, T], row-major."""
-        scores = jnp.einsum("mhwc,kc->mhwk", normalize(vectors), normalize(self.codebook[...]))
+        scores = jnp.einsum("mhwc,vc->mhwv", normalize(vectors), normalize(self.codebook[...]))
         return rearrange(jnp.argmax(scores, axis=-1), "m h w -> m (h w)").astype(jnp.int32)
 
     @jax.default_matmul_precision("highest")

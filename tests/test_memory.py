@@ -14,7 +14,7 @@ from janus_jax.models.functional import ModelSpec
 from janus_jax.models.llama import Llama
 from janus_jax.recipe import optimizer
 from janus_jax.tokenizers.chunks import map_in_chunks
-from tests.conftest import params_of
+from tests.conftest import fresh_params
 
 LLM = dict(vocab_size=32, num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=64)
 
@@ -30,7 +30,7 @@ def hidden(remat, params, x):
 
 
 def test_rematerialisation_changes_no_gradient():
-    params = params_of(llm("none"))
+    params = fresh_params(llm("none"))
     x = jax.random.normal(jax.random.key(0), (1, 64, 32))
     gradients = lambda policy: jax.jit(jax.grad(lambda p: (hidden(policy, p, x) ** 2).mean()))(
         params
@@ -44,7 +44,7 @@ def test_rematerialisation_changes_no_gradient():
 
 
 def test_policies_store_less_and_less():
-    params = params_of(llm("none"))
+    params = fresh_params(llm("none"))
     x = jnp.ones((1, 64, 32))
 
     def num_stored(policy):
@@ -65,12 +65,12 @@ def make_optimizer(**changes):
     settings |= dict(kind="adamw", moments="float32") | changes
     rates = dict.fromkeys(network.abstract, 0.01)
     constant = lambda peak: lambda step: peak
-    return optimizer.make(rates, constant, abstract=network.abstract, axes=network.axes, **settings)
+    return optimizer.make(network, optimizer.scale_by_rates(rates, constant), **settings)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_bf16_moments_take_half_the_memory_and_give_nearly_the_same_updates(kind):
-    start = params_of(llm("none"))
+    start = fresh_params(llm("none"))
     trained = {}
     for moments in ("float32", "bfloat16"):
         tx = make_optimizer(kind=kind, moments=moments)

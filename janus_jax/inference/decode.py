@@ -58,7 +58,7 @@ def prefill(
       model: Janus.
       x: float[M, P, D] embeddings, right-aligned; M is a multiple of `num_branches`.
       real: bool[M, P], False on the padding at the left.
-      max_new_tokens: T, positions of the suffix.
+      max_new_tokens: J, positions of the suffix.
       prompt_mask: bool[M, P], which positions may be attended to, `real` by default. Positions are
         counted over `real`, whether attended to or not.
       samples_per_prompt: images or answers for each prompt; B = samples_per_prompt * M.

@@ -1,22 +1,27 @@
-"""Makes data sets, looks them over, and keeps what the frozen picture tokenizer makes of them.
+"""Makes data sets, checks them, and caches what the frozen image tokenizer computes.
 
     python -m janus_jax.prepare shapes --out=data/shapes
     python -m janus_jax.prepare openmoji --out=data/openmoji
     python -m janus_jax.prepare check --config=configs/tiny.py --out=runs/check
-    python -m janus_jax.prepare records --config=configs/mine.py --source=pictures --out=data/pictures
-    python -m janus_jax.prepare latents --checkpoint=runs/flow --source=scenes --out=data/scenes_latents
-    python -m janus_jax.prepare codes --checkpoint=runs/pro_1b --source=pictures --out=data/pictures_codes
+    python -m janus_jax.prepare records --config=configs/mine.py --source=photos --out=data/photos
+    python -m janus_jax.prepare latents --checkpoint=runs/flow --source=scenes --out=data/latents
+    python -m janus_jax.prepare codes --checkpoint=runs/pro_1b --source=photos --out=data/codes
 
-shapes     procedural scenes in GenEval's six categories, with questions, texts and held-out combinations
-openmoji   emoji with their names and groups (CC BY-SA 4.0); needs `pip install -r requirements-openmoji.txt`
-check      walks every source of a config: counts, unusable records, duplicates, lengths, scripts; and what its stages
-           will make of them: how full rows get, which slots to give, how many epochs each source sees
-records    a source of any kind as ArrayRecord files, which are the quickest to read in any order
-latents    a source of pictures to draw with its latents beside them (JanusFlow), cropped once and for all
-codes      a source of pictures to draw with its codes in their place (Janus)
+shapes     generates scenes in GenEval's six categories, with questions, texts and held-out
+           combinations
+openmoji   emoji with their names and groups (CC BY-SA 4.0); needs
+           `pip install -r requirements-openmoji.txt`
+check      reads every source of a config: counts, unusable records, duplicates, lengths, scripts;
+           and predicts the stages: how full rows are, which slots to choose, and how many epochs of
+           each source are read
+records    copies a source of any kind to ArrayRecord files, which are the fastest to read in any
+           order
+latents    a source of images to generate, with the latents of their crops (JanusFlow)
+codes      a source of images to generate, with codes instead of the images (Janus)
 
-A cache is a folder of ArrayRecord files, a source like any other: --config.data.sources.NAME.path=DIR. Its model and
-sources are those of the checkpoint's config, or of --config. A cut-off run goes on with the next file.
+The folder that records, latents and codes write is a source as any other:
+--config.data.sources.NAME.path=DIR. Model and sources are those of the checkpoint's config, or of
+--config. A run that was stopped resumes with the next file.
 """
 
 import rich
@@ -29,15 +34,21 @@ from janus_jax.prepare import cache, check, openmoji
 from janus_jax.shapes import files
 
 OUT = cli.flags.DEFINE_string("out", None, "Folder to write.")
-SEED = cli.flags.DEFINE_integer("seed", 0, "shapes: seed of the world. latents: seed of random crops.")
-SCALE = cli.flags.DEFINE_float("scale", 1.0, "shapes: multiplies the number of training records.")
+SEED = cli.flags.DEFINE_integer(
+    "seed", 0, "shapes: seed of the scenes. latents, codes: seed of random crops."
+)
+SCALE = cli.flags.DEFINE_float("scale", 1.0, "shapes: factor of the number of training records.")
 CONFIG = cli.config_flag()
-CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "latents, codes: what holds the trained or imported tokenizer.")
-SOURCE = cli.flags.DEFINE_string("source", None, "records, latents, codes: a name of config.data.sources.")
+CHECKPOINT = cli.flags.DEFINE_string(
+    "checkpoint", None, "latents, codes: workdir or checkpoint with the trained tokenizer."
+)
+SOURCE = cli.flags.DEFINE_string(
+    "source", None, "records, latents, codes: a name in config.data.sources."
+)
 
 
 def main(command):
-    """Makes one set and prints its counts."""
+    """Runs one of the commands and prints its counts."""
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
     if command in ("check", "records") and config is None:
         raise UserError("Name a config: --config=configs/tiny.py.")
@@ -50,42 +61,70 @@ def main(command):
         about = files.write(OUT.value, seed=SEED.value, scale=SCALE.value)
     elif command == "openmoji":
         about = openmoji.write(OUT.value)
-    elif not SOURCE.value:
-        raise UserError("Name what to read: --source=scenes, a name of config.data.sources.")
-    elif command == "records":
-        about = cache.copy(OUT.value, source_name=SOURCE.value, config=config)
-    elif not CHECKPOINT.value:
-        raise UserError("Name what holds the tokenizer: --checkpoint=runs/flow.")
     else:
-        about = cache.make(
-            command, OUT.value, checkpoint_path=CHECKPOINT.value, source_name=SOURCE.value, config=config, seed=SEED.value
-        )
+        about = copy_source(command, config)
     for name, value in about.items():
         logging.info("%s: %s", name, value)
 
 
+def copy_source(command, config):
+    """Runs `records`, `latents` or `codes`; `config` is None for the checkpoint's own."""
+    if not SOURCE.value:
+        raise UserError("Name a source: --source=scenes, a name in config.data.sources.")
+    if command == "records":
+        return cache.copy(OUT.value, source_name=SOURCE.value, config=config)
+    if not CHECKPOINT.value:
+        raise UserError("Name a checkpoint with the tokenizer: --checkpoint=runs/flow.")
+    return cache.make(
+        command,
+        OUT.value,
+        checkpoint_path=CHECKPOINT.value,
+        source_name=SOURCE.value,
+        config=config,
+        seed=SEED.value,
+    )
+
+
 def show(sources, stages):
-    """Prints what the doctor found."""
-    of = lambda spread: "/".join(map(str, spread))
-    records = rich.table.Table("source", "records", "unusable", "duplicates", "pictures", "widths", "heights", "scripts")
+    """Prints what `check.check` returned."""
+    counts = ("records", "unusable", "duplicates", "pictures")
+    table = rich.table.Table(
+        "source", "records", "unusable", "duplicates", "images", "widths", "heights", "scripts"
+    )
     uses = rich.table.Table("source", "stage and task", "tokens", "epochs")
-    for name, found in sources.items():
-        counts = [str(found[field]) for field in ("records", "unusable", "duplicates", "pictures")]
-        scripts = ", ".join(f"{script} {n}" for script, n in found["scripts"].items())
-        records.add_row(name, *counts, of(found["widths"]), of(found["heights"]), scripts)
-        for use, spread in found["tokens"].items():
-            exact = all(phase["epochs_are_exact"] for phase in stages[use.split()[0]])
-            uses.add_row(name, use, of(spread), f"{'' if exact else 'about '}{found['epochs'][use]:.3f}")
-    rich.print(records, uses, "Tokens, widths and heights: smallest/median/largest.")
+    for name, summary in sources.items():
+        scripts = ", ".join(f"{script} {n}" for script, n in summary["scripts"].items())
+        table.add_row(
+            name,
+            *(str(summary[field]) for field in counts),
+            _join(summary["widths"]),
+            _join(summary["heights"]),
+            scripts,
+        )
+        for use, spread in summary["tokens"].items():
+            stage, _ = use.split()
+            exact = all(phase["epochs_are_exact"] for phase in stages[stage])
+            epochs = f"{'' if exact else 'about '}{summary['epochs'][use]:.3f}"
+            uses.add_row(name, use, _join(spread), epochs)
+    rich.print(table, uses, "Tokens, widths and heights: smallest/median/largest.")
     for stage, phases in stages.items():
         for phase in phases:
+            first, last = phase["steps"]
             und, gen = phase["slots"]
             rich.print(
-                f"{stage}, steps {phase['steps'][0]} to {phase['steps'][1]}, {phase['mixture']}: und_slots={und}, "
-                f"gen_slots={gen} fill {phase['token_fill']:.3f} of the tokens (at most {phase['token_bound']:.3f}) "
-                f"and {phase['slot_fill']:.3f} of the slots. {phase['reasons']}."
+                f"{stage}, steps {first} to {last}, {phase['mixture']}: with und_slots={und} and "
+                f"gen_slots={gen}, {phase['token_fill']:.3f} of the tokens (at most "
+                f"{phase['token_bound']:.3f}) and {phase['slot_fill']:.3f} of the slots are used. "
+                f"{phase['reasons']}."
             )
 
 
+def _join(spread):
+    """'smallest/median/largest'."""
+    return "/".join(map(str, spread))
+
+
 if __name__ == "__main__":
-    cli.run_commands(main, commands=("shapes", "openmoji", "check", "records", "latents", "codes"), usage=__doc__)
+    cli.run_commands(
+        main, commands=("shapes", "openmoji", "check", "records", "latents", "codes"), usage=__doc__
+    )

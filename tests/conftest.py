@@ -187,11 +187,11 @@ def torch():
 @pytest.fixture(scope="session")
 def folder(torch, data, tmp_path_factory):
     """Writes a random transformers model with its tokenizer: (shape, dtype) -> model, folder."""
-    from tests.peer import peer
+    from tests.helpers.hf_janus import random_janus
 
     def make(shape, dtype="float32"):
         path = tmp_path_factory.mktemp("peer")
-        model = peer(shape, dtype=dtype)
+        model = random_janus(shape, dtype=dtype)
         model.save_pretrained(path)
         shutil.copy(data / "tokenizer.json", path)
         return model, path

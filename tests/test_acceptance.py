@@ -138,11 +138,11 @@ def test_a_full_size_checkpoint_is_imported_and_exported(tmp_path, record_proper
         ),
     }
     before, after = files.Folder(source), files.Folder(tmp_path / "out")
-    size = sum(2 * math.prod(shape) for shape, _ in before.held.values()) / 2**30
+    size = sum(2 * math.prod(shape) for shape, _ in before.tensors.values()) / 2**30
     described = "; ".join(f"{name} {s:.0f} s, {peak:.1f} GiB" for name, (s, peak) in costs.items())
-    record_property("figures", f"{len(before.held)} tensors, {size:.2f} GiB: {described}")
-    assert before.held == after.held
-    for name in before.held:
+    record_property("figures", f"{len(before.tensors)} tensors, {size:.2f} GiB: {described}")
+    assert before.tensors == after.tensors
+    for name in before.tensors:
         bits = [folder.read(name).view(np.uint16) for folder in (before, after)]
         np.testing.assert_array_equal(*bits, err_msg=name)
     largest = 2 * 24 * 2048 * 5632 / 2**30  # GiB of the largest parameter in bf16

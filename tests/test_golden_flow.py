@@ -12,7 +12,16 @@ from janus_jax.convert import name_map
 from janus_jax.generation.flow import FlowGuidance, noised
 from janus_jax.inference import decode
 from janus_jax.models.interleave import insert
-from tests.golden_model import GOLDEN, close, flow_model, inputs, load_janus, nhwc, sizes, spell_out
+from tests.helpers.golden_model import (
+    GOLDEN,
+    close,
+    flow_model,
+    inputs,
+    load_janus,
+    nhwc,
+    sizes,
+    tensors_of,
+)
 
 FOLDER = GOLDEN / "janusflow_tiny"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
@@ -75,9 +84,9 @@ def test_gradients_of_every_parameter(golden):
     network, params, io = golden
     gradients = jax.jit(jax.grad(lambda p: flow_loss(network.merge(p), io)))(params)
     expected = {k.removeprefix("flow/"): g for k, g in inputs(FOLDER, "grads").items()}
-    tensors = spell_out(network, "flow")
+    tensors = tensors_of(network, "flow")
     ours = dict(
-        name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors)
+        name_map.to_tensors(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors)
     )
     assert len(expected) >= 50
     for key, gradient in expected.items():

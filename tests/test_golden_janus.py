@@ -15,7 +15,7 @@ from janus_jax.data import images
 from janus_jax.generation.vq import VQGuidance
 from janus_jax.inference import decode
 from janus_jax.models.interleave import insert
-from tests.golden_model import (
+from tests.helpers.golden_model import (
     GOLDEN,
     close,
     inputs,
@@ -23,7 +23,7 @@ from tests.golden_model import (
     load_janus,
     nhwc,
     sizes,
-    spell_out,
+    tensors_of,
 )
 
 FOLDER = GOLDEN / "janus_tiny"
@@ -116,9 +116,9 @@ def test_gradients_of_every_parameter(golden, task, loss):
         for k, g in inputs(FOLDER, "grads").items()
         if k.startswith(f"{task}/")
     }
-    tensors = spell_out(network, "vq")
+    tensors = tensors_of(network, "vq")
     ours = dict(
-        name_map.scatter(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors)
+        name_map.to_tensors(lambda paths: {p: np.asarray(gradients[p]) for p in paths}, tensors)
     )
     assert len(expected) >= 20
     for key, gradient in expected.items():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from janus_jax.convert import files, name_map
-from janus_jax.convert.layouts import tables
+from janus_jax.convert.layouts import TOWERS
 from janus_jax.objectives.tokenizer import Tokenizer
-from tests.golden_model import GOLDEN, close, inputs, nhwc, sizes
+from tests.helpers.golden_model import GOLDEN, close, inputs, nhwc, sizes
 
 FOLDER = GOLDEN / "sdxl_vae_tiny"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no golden fixture")
@@ -23,12 +23,9 @@ def test_moments_and_decoding():
     )
     generation = dict(kind="flow", image_size=io["pixels"].shape[-1], tokenizer=settings)
     network = Tokenizer.build_network(dict(generation=generation), dtype=jnp.float32)
-    table, _ = tables.TOWERS["diffusers_vae"]
-    stored = tables.stored_tower("diffusers_vae", network.abstract)
-    tensors = name_map.spell_out(table, stored, layout="diffusers_vae")
-    name_map.check(tensors, weights.held, unused={}, layout="diffusers_vae", where=str(FOLDER))
+    tensors = TOWERS["diffusers_vae"].match(weights, network.abstract)
     params = {
-        p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)
+        p: jnp.asarray(a) for p, a in name_map.to_params(weights.read, tensors, network.abstract)
     }
     params |= {"generation/tokenizer/scale": jnp.float32(d["scaling_factor"])}
     vae = network.merge(params).tokenizer

@@ -1,1 +1,1 @@
-"""Command: imports and exports released weights."""
+"""Command: imports released weights and exports trained ones."""

@@ -1,9 +1,12 @@
-"""What a name table is: one line a tensor, read both ways, strict both ways.
+"""Maps between the names of released tensors and the paths of our parameters, in both directions.
 
-A line says what a tensor is called in a layout and where it lies with us; `{i}` and `{j}` stand for numbers and are the
-same on both sides. Our transformer blocks are stacked, `llm/layers/mlp/up/kernel` is float[layers, D, F]; tables speak
-of them one by one, `llm/layers/{i}/mlp/up/kernel`. Where a layout fuses tensors that we hold apart (queries, keys and
-values), a line names them all in their order along the first axis.
+A name table is a list of `Line`. A line says what a tensor is called in a layout and which of our
+parameters it is; `{i}` and `{j}` stand for numbers that are the same on both sides. Our transformer
+blocks are stacked, `llm/layers/mlp/up/kernel` is float[layers, D, mlp]; tables name them one by
+one, `llm/layers/{i}/mlp/up/kernel`. Where a layout fuses several of our parameters into one tensor
+(query, key and value), a line names them all in their order along the first axis.
+
+Every parameter must match exactly one line, and every tensor of a file must be matched.
 """
 
 import math
@@ -16,77 +19,96 @@ import numpy as np
 
 from janus_jax.errors import UserError
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 class Form(NamedTuple):
-    """How one tensor lies in memory on both sides; exact inverses of each other.
+    """How one tensor is converted between the two sides; the functions are exact inverses.
 
     Attributes:
-      ours: (their array, our shape) -> our array.
-      theirs: our array -> their array.
+      to_param: (tensor, shape of the parameter) -> parameter.
+      to_tensor: parameter -> tensor.
     """
 
-    ours: Callable
-    theirs: Callable
+    to_param: Callable
+    to_tensor: Callable
 
 
-def _linear(inputs):
-    """torch (out, in) against our (in ..., out ...), whose first `inputs` axes are the input's."""
-    return Form(
-        lambda a, shape: a.T.reshape(shape),
-        lambda a: a.reshape(math.prod(a.shape[:inputs]), -1).T,
-    )
+def _linear(num_input_axes):
+    """Form of a linear map: torch's (out, in) and our (in ..., out ...)."""
+
+    def to_tensor(a):
+        return a.reshape(math.prod(a.shape[:num_input_axes]), -1).T
+
+    return Form(lambda a, shape: a.T.reshape(shape), to_tensor)
 
 
-def _square(pixels):
-    """Side of square patches, from their number of values in three colours."""
-    return math.isqrt(pixels // 3)
+def _patch_to_tensor(a):
+    """float[patch * patch * 3, D] -> float[D, 3, patch, patch]."""
+    side = math.isqrt(a.shape[0] // 3)
+    return a.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
-SAME = Form(lambda a, shape: a.reshape(shape), lambda a: a)
-FLAT = Form(lambda a, shape: a.reshape(shape), lambda a: a.reshape(-1))  # biases of heads
-ONE_ROW = Form(lambda a, shape: a.reshape(shape), lambda a: a[None])
-ONE_CELL = Form(lambda a, shape: a.reshape(shape), lambda a: a[None, None, None])  # a vector over a feature map
-LINEAR, FROM_HEADS = _linear(1), _linear(2)
-CONV = Form(lambda a, shape: a.transpose(2, 3, 1, 0).reshape(shape), lambda a: a.transpose(3, 2, 0, 1))  # OIHW, HWIO
-POINTWISE = Form(  # a 1x1 convolution of ours that a layout holds as a linear map
+def _reshape(a, shape):
+    return a.reshape(shape)
+
+
+def _oihw_to_hwio(a, shape):
+    return a.transpose(2, 3, 1, 0).reshape(shape)
+
+
+SAME = Form(_reshape, lambda a: a)
+FLAT = Form(_reshape, lambda a: a.reshape(-1))  # biases of attention heads
+ONE_ROW = Form(_reshape, lambda a: a[None])
+ONE_CELL = Form(_reshape, lambda a: a[None, None, None])  # a vector that scales a feature map
+LINEAR = _linear(1)
+FROM_HEADS = _linear(2)  # attention's output map, whose input is (heads, head dim)
+CONV = Form(_oihw_to_hwio, lambda a: a.transpose(3, 2, 0, 1))
+POINTWISE = Form(  # a linear map in the layout, a 1x1 convolution here
     lambda a, shape: a.T.reshape(shape), lambda a: a.reshape(a.shape[2:]).T
 )
-PATCH = Form(  # a convolution of patches that we hold as a linear map of their pixels
-    lambda a, shape: a.transpose(2, 3, 1, 0).reshape(shape),
-    lambda a: a.reshape(_square(a.shape[0]), _square(a.shape[0]), 3, -1).transpose(3, 2, 0, 1),
-)
+PATCH = Form(_oihw_to_hwio, _patch_to_tensor)  # a convolution in the layout, a linear map here
 
 
 class Line(NamedTuple):
-    """One line of a name table: their name, our names (several where theirs is fused), and the form of each piece."""
+    """One line of a name table.
 
-    theirs: str
-    ours: tuple
+    Attributes:
+      tensor: name of the tensor.
+      params: paths of our parameters; several where the tensor is fused.
+      form: how each of them is converted.
+    """
+
+    tensor: str
+    params: tuple
     form: Form
 
 
-def line(theirs, ours, form=SAME):
-    """A line of one tensor, or of several fused ones when `ours` is a tuple."""
-    return Line(theirs, ours if isinstance(ours, tuple) else (ours,), form)
+def line(tensor, params, form=SAME):
+    """A line of one parameter, or of several fused ones when `params` is a tuple."""
+    return Line(tensor, params if isinstance(params, tuple) else (params,), form)
 
 
-def weight_and_bias(theirs, ours, form, *, bias=SAME):
+def weight_and_bias(tensor, params, form, *, bias=SAME):
     """The two lines of a linear map or a convolution: `weight` is our `kernel`."""
-    each = lambda leaf: tuple(f"{o}/{leaf}" for o in (ours if isinstance(ours, tuple) else (ours,)))
-    return [line(f"{theirs}.weight", each("kernel"), form), line(f"{theirs}.bias", each("bias"), bias)]
+    params = params if isinstance(params, tuple) else (params,)
+    return [
+        line(f"{tensor}.weight", tuple(f"{path}/kernel" for path in params), form),
+        line(f"{tensor}.bias", tuple(f"{path}/bias" for path in params), bias),
+    ]
 
 
-def norm(theirs, ours):
+def norm(tensor, param):
     """The two lines of a LayerNorm or GroupNorm: `weight` is our `scale`."""
-    return [line(f"{theirs}.weight", f"{ours}/scale"), line(f"{theirs}.bias", f"{ours}/bias")]
+    return [line(f"{tensor}.weight", f"{param}/scale"), line(f"{tensor}.bias", f"{param}/bias")]
 
 
 class Tensor(NamedTuple):
-    """A tensor of a layout, and the pieces of ours that make it.
+    """A tensor of a layout, and the parameters that it is made of.
 
     Attributes:
-      shape: theirs.
-      pieces: (our path, index into the stacked layers or None) of each piece, in order along the first axis.
+      shape: of the tensor.
+      pieces: (parameter path, index into its stacked layers or None), along the first axis.
       form: of every piece.
     """
 
@@ -95,144 +117,186 @@ class Tensor(NamedTuple):
     form: Form
 
 
-def spell_out(table, abstract, *, layout):
-    """All tensors that a layout has for our parameters.
+def expand(table, abstract, *, layout):
+    """All tensors that a layout has for a set of parameters.
 
     Args:
       table: list of Line.
-      abstract: {our path: anything with a shape}.
+      abstract: {parameter path: anything with a shape}.
       layout: its name, for errors.
 
     Returns:
-      {their name: Tensor}, in the order of our parameters.
+      {tensor name: Tensor}, in the order of the parameters.
 
     Raises:
-      UserError: when a parameter fits no line of the table, or two, or a fused tensor lacks a piece; with its name.
+      UserError: for a parameter that matches no line of the table or two, and for a fused tensor of
+        which a parameter is missing.
     """
     patterns = [
         (re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(name))), row, part)
         for row in table
-        for part, name in enumerate(row.ours)
+        for part, name in enumerate(row.params)
     ]
-    found = {}
+    by_tensor = {}  # tensor name -> its line and {part: (path, index, shape)}
     for path, leaf in abstract.items():
-        for name, index, shape in _one_by_one(path, leaf.shape):
-            hits = [(row, part, m) for p, row, part in patterns if (m := p.fullmatch(name))]
-            if len(hits) != 1:
-                raise UserError(f"{name} fits {len(hits)} lines of the {layout} name table instead of one.")
-            row, part, match = hits[0]
-            pieces = found.setdefault(row.theirs.format(**match.groupdict()), (row, {}))[1]
+        for name, index, shape in _unstacked(path, leaf.shape):
+            matches = [(row, part, m) for p, row, part in patterns if (m := p.fullmatch(name))]
+            if len(matches) != 1:
+                raise UserError(
+                    f"Parameter {name} matches {len(matches)} lines of the {layout} name table; "
+                    "it must match one."
+                )
+            row, part, match = matches[0]
+            _, pieces = by_tensor.setdefault(row.tensor.format(**match.groupdict()), (row, {}))
             if part in pieces:
-                raise UserError(f"{name} and {pieces[part][0]} have one name in the {layout} name table.")
+                raise UserError(
+                    f"Parameters {name} and {pieces[part][0]} have the same name in the {layout} "
+                    "name table."
+                )
             pieces[part] = (path, index, shape)
-    return {key: _tensor(key, row, pieces, layout) for key, (row, pieces) in found.items()}
+    return {
+        name: _make_tensor(name, row, pieces, layout) for name, (row, pieces) in by_tensor.items()
+    }
 
 
-def _one_by_one(path, shape):
-    """(name, index, shape) of a parameter's layers, or of itself where it is not stacked."""
+def _unstacked(path, shape):
+    """(name, index, shape) of each layer of a stacked parameter, or of one with index None."""
     stacked = re.search(r"(^|/)layers/(?!\d)", path)
     if not stacked:
         return [(path, None, shape)]
-    at = stacked.end()
-    return [(f"{path[:at]}{i}/{path[at:]}", i, shape[1:]) for i in range(shape[0])]
+    end = stacked.end()
+    return [(f"{path[:end]}{i}/{path[end:]}", i, shape[1:]) for i in range(shape[0])]
 
 
-def _tensor(key, row, pieces, layout):
-    lacking = [name for part, name in enumerate(row.ours) if part not in pieces]
-    if lacking:
-        raise UserError(f"{key} of the {layout} name table lacks {lacking[0]}.")
-    pieces = [pieces[part] for part in range(len(row.ours))]
-    sizes = [jax.eval_shape(row.form.theirs, jax.ShapeDtypeStruct(shape, np.float32)).shape for *_, shape in pieces]
-    shape = (sum(s[0] for s in sizes), *sizes[0][1:]) if sizes[0] else ()
+def _make_tensor(name, row, pieces, layout):
+    missing = [path for part, path in enumerate(row.params) if part not in pieces]
+    if missing:
+        raise UserError(f"{name} of the {layout} name table needs {missing[0]}, which is missing.")
+    pieces = [pieces[part] for part in range(len(row.params))]
+    shapes = [
+        jax.eval_shape(row.form.to_tensor, jax.ShapeDtypeStruct(shape, np.float32)).shape
+        for _, _, shape in pieces
+    ]
+    shape = (sum(s[0] for s in shapes), *shapes[0][1:]) if shapes[0] else ()
     return Tensor(shape, tuple((path, index) for path, index, _ in pieces), row.form)
 
 
-def check(tensors, held, *, unused, layout, where):
-    """Compares what a layout asks for with what files hold.
+def check(tensors, stored, *, optional, layout, source):
+    """Compares the tensors that a layout has with those that files contain.
 
     Args:
-      tensors: of `spell_out`.
-      held: {their name: (shape, dtype)} of the files.
-      unused: {name: shape, or None for any} of what may be there and is not asked for.
-      layout, where: for errors.
+      tensors: {tensor name: Tensor}, from `expand`.
+      stored: {tensor name: (shape, dtype)} of the files.
+      optional: {tensor name: shape, or None for any} of what files may contain besides.
+      layout: its name, for errors.
+      source: the files, for errors.
 
     Raises:
-      UserError: for missing and extra tensors, other shapes and other dtypes, with the first names of each kind.
+      UserError: for missing and extra tensors, wrong shapes and wrong dtypes, with the first names
+        of each kind.
     """
-    several = lambda keys: f"{len(keys)} tensor{'s' * (len(keys) > 1)} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
-    missing, extra = [k for k in tensors if k not in held], [k for k in held if k not in tensors and k not in unused]
-    shapes = {k: t.shape for k, t in tensors.items()} | {k: shape for k, shape in unused.items() if shape}
-    wrong = [k for k, shape in shapes.items() if k in held and held[k][0] != shape]
-    odd = [k for k in tensors if k in held and held[k][1] not in DTYPES]
-    told = [f"misses {several(missing)}"] * bool(missing) + [f"holds {several(extra)} too many"] * bool(extra)
-    told += [f"{k} is {held[k][0]} and should be {shapes[k]}" for k in wrong[:3]]
-    told += [f"{k} is {held[k][1]} and should be one of {DTYPES}" for k in odd[:3]]
-    if told:
-        raise UserError(f"{where} is not the {layout} layout of this config: it {'; it '.join(told)}.")
+    missing = [name for name in tensors if name not in stored]
+    extra = [name for name in stored if name not in tensors and name not in optional]
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    shapes |= {name: shape for name, shape in optional.items() if shape}
+    problems = []
+    if missing:
+        problems.append(f"misses {_count_and_name(missing)}")
+    if extra:
+        problems.append(f"has {_count_and_name(extra)} more than it should")
+    wrong = [name for name, shape in shapes.items() if name in stored and stored[name][0] != shape]
+    for name in wrong[:3]:
+        problems.append(f"has {name} of shape {stored[name][0]} instead of {shapes[name]}")
+    wrong = [name for name in tensors if name in stored and stored[name][1] not in DTYPES]
+    for name in wrong[:3]:
+        problems.append(f"has {name} of dtype {stored[name][1]} instead of one of {DTYPES}")
+    if problems:
+        raise UserError(
+            f"{source} does not match the {layout} layout at these sizes: "
+            f"it {'; it '.join(problems)}."
+        )
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+def _count_and_name(names):
+    """'5 tensors (a, b, c, ...)'."""
+    dots = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{dots})"
 
 
-def gather(read, tensors, abstract):
-    """Our parameters one after the other, each assembled from the files and then forgotten.
+def to_params(read, tensors, abstract):
+    """Assembles parameters one at a time from the tensors of files.
 
     Args:
-      read: their name -> numpy array.
-      tensors: of `spell_out`.
-      abstract: {our path: anything with a shape}.
+      read: tensor name -> numpy array.
+      tensors: {tensor name: Tensor}, from `expand`.
+      abstract: {parameter path: anything with a shape}.
 
     Yields:
-      (our path, numpy array of the files' dtype).
+      (parameter path, numpy array of the files' dtype).
 
     Raises:
-      UserError: when the layers of a stacked parameter differ in dtype.
+      UserError: when the layers of a stacked parameter have several dtypes.
     """
-    places = {}
-    for key, tensor in tensors.items():
+    by_path = {}
+    for name, tensor in tensors.items():
         for part, (path, index) in enumerate(tensor.pieces):
-            places.setdefault(path, []).append((index, key, part))
-    for path, where in places.items():
-        shape, whole = abstract[path].shape, None
-        for index, key, part in where:
-            tensor, theirs = tensors[key], read(key)
-            piece = np.split(theirs, len(tensor.pieces))[part] if len(tensor.pieces) > 1 else theirs
-            whole = np.empty(shape, piece.dtype) if whole is None else whole
-            if whole.dtype != piece.dtype:
-                raise UserError(f"{key} is {piece.dtype}, its fellows in {path} are {whole.dtype}.")
-            whole[... if index is None else index] = tensor.form.ours(piece, shape if index is None else shape[1:])
-        yield path, whole
+            by_path.setdefault(path, []).append((name, part, index))
+    for path, sources in by_path.items():
+        shape = abstract[path].shape
+        param = None
+        for name, part, index in sources:
+            tensor = tensors[name]
+            array = read(name)
+            if len(tensor.pieces) > 1:
+                array = np.split(array, len(tensor.pieces))[part]
+            if param is None:
+                param = np.empty(shape, array.dtype)
+            if param.dtype != array.dtype:
+                raise UserError(
+                    f"{name} is {array.dtype}, but the other layers of {path} are {param.dtype}."
+                )
+            if index is None:
+                param[...] = tensor.form.to_param(array, shape)
+            else:
+                param[index] = tensor.form.to_param(array, shape[1:])
+        yield path, param
 
 
-def scatter(load, tensors, *, at_once=2**29):
-    """Their tensors, our parameters read some at a time.
+def to_tensors(load, tensors, *, max_numbers=2**29):
+    """Makes tensors from parameters, of which a limited number is in memory at a time.
 
     Args:
-      load: list of our paths -> {path: numpy array}.
-      tensors: of `spell_out`.
-      at_once: numbers that are read together, but for a parameter that is larger alone.
+      load: list of parameter paths -> {path: numpy array}.
+      tensors: {tensor name: Tensor}, from `expand`.
+      max_numbers: how many numbers are loaded together; a larger parameter is loaded alone.
 
     Yields:
-      (their name, numpy array).
+      (tensor name, numpy array).
     """
-    groups = {}  # a fused tensor needs all its parameters at the same time
-    for key, tensor in tensors.items():
-        groups.setdefault(tuple(path for path, _ in tensor.pieces), []).append(key)
-    waiting, size = [], 0
-    for paths, keys in groups.items():
-        numbers = sum(math.prod(tensors[key].shape) for key in keys)
-        if waiting and size + numbers > at_once:
-            yield from _take_apart(load, waiting, tensors)
-            waiting, size = [], 0
-        waiting.append((paths, keys))
+    groups = {}  # the tensors that need the same parameters
+    for name, tensor in tensors.items():
+        groups.setdefault(tuple(path for path, _ in tensor.pieces), []).append(name)
+    batch = []
+    size = 0
+    for paths, names in groups.items():
+        numbers = sum(math.prod(tensors[name].shape) for name in names)
+        if batch and size + numbers > max_numbers:
+            yield from _load_and_convert(load, batch, tensors)
+            batch = []
+            size = 0
+        batch.append((paths, names))
         size += numbers
-    yield from _take_apart(load, waiting, tensors)
+    yield from _load_and_convert(load, batch, tensors)
 
 
-def _take_apart(load, groups, tensors):
-    ours = load([path for paths, _ in groups for path in dict.fromkeys(paths)])
-    for _, keys in groups:
-        for key in keys:
-            tensor = tensors[key]
-            whole = [tensor.form.theirs(ours[p] if i is None else ours[p][i]) for p, i in tensor.pieces]
-            yield key, np.ascontiguousarray(np.concatenate(whole) if len(whole) > 1 else whole[0])
+def _load_and_convert(load, groups, tensors):
+    params = load([path for paths, _ in groups for path in dict.fromkeys(paths)])
+    for _, names in groups:
+        for name in names:
+            tensor = tensors[name]
+            arrays = [
+                tensor.form.to_tensor(params[path] if index is None else params[path][index])
+                for path, index in tensor.pieces
+            ]
+            array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+            yield name, np.ascontiguousarray(array)

@@ -11,8 +11,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from janus_jax.convert import files, name_map
-from janus_jax.convert.layouts import tables, write_config
+from janus_jax.convert import files
+from janus_jax.convert.layouts import LAYOUTS
 from janus_jax.recipe.stage import make_stage
 
 
@@ -20,10 +20,10 @@ def write(folder, config, *, layout="deepseek", seed=0, tokenizer=None):
     """Writes random bfloat16 numbers, below 2 in size, for every tensor of a resolved config."""
     kind = config["model"]["generation"]["kind"]
     abstract = make_stage(config, "stage_3").network.abstract
-    table = tables.JANUS[layout, kind]
-    tensors = name_map.spell_out(table, tables.stored(kind, abstract), layout=layout)
+    layout = LAYOUTS[layout]
+    tensors = layout.tensors(kind, abstract)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    shapes |= tables.unused(layout, kind, abstract)
+    shapes |= layout.unused(kind, abstract)
     rng = np.random.default_rng(seed)
 
     def random_tensors():
@@ -32,9 +32,12 @@ def write(folder, config, *, layout="deepseek", seed=0, tokenizer=None):
             bits = np.frombuffer(rng.bytes(2 * math.prod(shape)), np.uint16) & 0xBFFF
             yield name, bits.view(ml_dtypes.bfloat16).reshape(shape)
 
-    texts = write_config.write(layout, config, tokenizer, dtype="bfloat16")
-    Path(folder).mkdir(parents=True)
-    files.write(Path(folder), random_tensors(), texts=texts, show=lambda done: None)
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    files.write_shards(folder, random_tensors(), report=lambda done: None)
+    texts = layout.config_texts(config, tokenizer, dtype="bfloat16")
+    for name, text in texts.items():
+        (folder / name).write_text(text)
 
 
 if __name__ == "__main__":

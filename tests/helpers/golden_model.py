@@ -1,4 +1,4 @@
-"""Golden fixtures: small random models of the released code, with inputs, outputs and gradients."""
+"""The golden fixtures: small random models of the release's own code, with inputs, outputs and gradients."""
 
 import functools
 import json
@@ -11,11 +11,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from janus_jax.convert import files, name_map
-from janus_jax.convert.layouts import tables
+from janus_jax.convert.layouts import LAYOUTS
 from janus_jax.models.functional import ModelSpec
 from janus_jax.models.janus import Janus
 
-GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent / "golden"))
+GOLDEN = Path(os.environ.get("JANUS_GOLDEN", Path(__file__).parent.parent / "golden"))
 if "JANUS_GOLDEN" in os.environ and not GOLDEN.is_dir():
     raise FileNotFoundError(f"JANUS_GOLDEN names {str(GOLDEN)!r}, which is not a folder.")
 
@@ -64,7 +64,7 @@ def janus_model(d):
 
 
 def flow_model(d):
-    """Keyword arguments of `Janus` for a JanusFlow fixture, with the smallest autoencoder."""
+    """Keyword arguments of `Janus` for a JanusFlow fixture; its autoencoder is a minimal one."""
     model = janus_model(d | dict(vq_ch=32, vq_mult=[1], vq_z=4, codes=1, code_dim=1))
     model["understanding"] |= dict(adaptor="linear", begin=True)
     model["generation"] = dict(
@@ -77,23 +77,20 @@ def flow_model(d):
     return model
 
 
-def spell_out(network, kind, *, layout="deepseek"):
-    """The tensors of a network in a layout."""
-    abstract = tables.stored(kind, network.abstract)
-    return name_map.spell_out(tables.JANUS[layout, kind], abstract, layout=layout)
+def tensors_of(network, kind):
+    """{tensor name: `name_map.Tensor`} of a network in the release's layout."""
+    return LAYOUTS["deepseek"].tensors(kind, network.abstract)
 
 
-def load_janus(model, path, *, layout="deepseek"):
-    """ModelSpec and fp32 parameters of weights in a layout; fresh ones where releases have none."""
-    network, kind = (
-        ModelSpec(functools.partial(Janus, **model, dtype=jnp.float32)),
-        model["generation"]["kind"],
-    )
-    weights, tensors = files.Folder(path), spell_out(network, kind, layout=layout)
-    unused = tables.unused(layout, kind, network.abstract)
-    name_map.check(tensors, weights.held, unused=unused, layout=layout, where=str(path))
-    read = {p: jnp.asarray(a) for p, a in name_map.gather(weights.read, tensors, network.abstract)}
-    return network, network.init(jax.random.key(0)) | read
+def load_janus(model, path):
+    """ModelSpec and fp32 parameters of released weights; parameters that releases lack are fresh."""
+    network = ModelSpec(functools.partial(Janus, **model, dtype=jnp.float32))
+    weights = files.Folder(path)
+    kind = model["generation"]["kind"]
+    tensors, _ = LAYOUTS["deepseek"].match(weights, kind, network.abstract)
+    arrays = dict(name_map.to_params(weights.read, tensors, network.abstract))
+    loaded = {path: jnp.asarray(array) for path, array in arrays.items()}
+    return network, network.init(jax.random.key(0)) | loaded
 
 
 def inputs(folder, name="io"):
@@ -106,8 +103,9 @@ def nhwc(images):
     return jnp.asarray(np.moveaxis(images, -3, -1))
 
 
-def close(ours, theirs, *, tolerance=2e-5):
-    """Largest difference, relative to the largest value of the reference."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+def close(actual, expected, *, tolerance=2e-5):
+    """Asserts that no value differs by more than `tolerance` of the largest reference value."""
+    actual = np.asarray(actual)
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()

@@ -14,7 +14,6 @@ from janus_jax.data import chat
 from janus_jax.data.images import for_understanding
 from janus_jax.data.tokenizer import TextTokenizer
 from janus_jax.errors import UserError
-from janus_jax.generation import vq
 from janus_jax.generation.vq import VQGuidance
 from janus_jax.inference import decode
 from janus_jax.inference.sampler import Sampler, Template
@@ -247,38 +246,3 @@ def test_answers_depend_on_question_and_seed_only(sampler):
                 assert run(questions[:count], seeds=seeds[:count]) == answers[:count]
             if temperature:
                 assert run(questions, seeds=[s + 1 for s in seeds]) != answers
-
-
-def test_codes_do_not_change_when_codebook_rows_are_rescaled(sampler):
-    pixels = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
-    name = "generation/tokenizer/codebook"
-    book = sampler.params[name]
-    scale = jnp.broadcast_to(jnp.linspace(0.3, 3.0, len(book))[:, None], book.shape)
-
-    @jax.jit
-    def encode(book):
-        tokenizer = sampler.network.merge(sampler.params | {name: book}).generation.tokenizer
-        return tokenizer.nearest(tokenizer.encode(pixels))
-
-    np.testing.assert_array_equal(encode(book), encode(book * scale))
-
-
-def test_top_k_and_top_p_keep_the_likeliest_codes_only():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]] * 200))
-    keys = jax.random.split(jax.random.key(0), 200)
-    chosen = lambda logits, guidance: set(np.asarray(vq.choose(logits, keys, guidance)).tolist())
-    assert chosen(logits, VQGuidance(top_k=2)) == {0, 1}
-    assert chosen(logits, VQGuidance(top_p=0.9)) == {0, 1, 2}
-    assert chosen(logits, VQGuidance()) == {0, 1, 2, 3}
-    assert chosen(logits, VQGuidance(temperature=0)) == {0}
-    equal = jnp.zeros((200, 4))  # no code is likelier than another
-    assert chosen(equal, VQGuidance(top_k=1)) == {0, 1, 2, 3}
-
-
-def test_a_k_above_the_vocabulary_and_a_p_of_one_remove_nothing(monkeypatch):
-    logits = 3 * jax.random.normal(jax.random.key(0), (8, 16_384))
-    keys = jax.random.split(jax.random.key(1), 8)
-    count = lambda key, logits: jnp.isfinite(logits).sum()
-    monkeypatch.setattr(jax.random, "categorical", count)
-    for guidance in (VQGuidance(), VQGuidance(top_k=20_000), VQGuidance(top_p=1.0)):
-        assert set(np.asarray(vq.choose(logits, keys, guidance)).tolist()) == {16_384}

@@ -1,8 +1,9 @@
 """The contracts between data and model: what one example is, and what one batch holds.
 
-Rows of L tokens are packed in groups: a group is R rows that share U understanding and G generation picture
-slots, so that slots stay full although the number of pictures varies from row to row. S groups make a batch of
-S x R rows. S is the sharded axis: putting pictures into rows and reading them out never crosses devices.
+Rows of L tokens are packed in groups: a group is R rows that share U understanding and G generation
+image slots, so that slots stay full although the number of images varies from row to row. A batch
+has S groups, S x R rows. S is the sharded axis: inserting and extracting images never crosses
+devices.
 """
 
 from typing import Any, NamedTuple
@@ -13,17 +14,17 @@ TASKS = ("understanding", "text", "generation")  # the order of every mixture
 
 
 class Example(NamedTuple):
-    """One training example before packing; pictures are still encoded bytes.
+    """One training example before packing; images are still encoded.
 
     Attributes:
-      tokens: int32[n] text ids; picture positions hold the picture-slot id.
+      tokens: int32[n] text ids; image positions hold the placeholder's id.
       text_weights: float32[n], 1 where the *next* token is a text target.
       task: index into TASKS.
-      und_images: pictures to understand, encoded.
+      und_images: images to understand, encoded.
       und_starts: position of each one's first feature.
-      gen_images: pictures to draw, encoded (with cached latents where there are any), or their cached codes.
+      gen_images: images to generate, encoded (with latents if these are cached), or cached codes.
       gen_starts: position of each one's first generation token.
-      unseen: first and last + 1 of a stretch that nothing attends to, a dropped prompt say.
+      hidden_span: begin and end of tokens that nothing attends to, such as a dropped prompt.
       record_id: 'source/epoch/index', to name it in reports.
     """
 
@@ -34,25 +35,27 @@ class Example(NamedTuple):
     und_starts: tuple[int, ...] = ()
     gen_images: tuple[Any, ...] = ()
     gen_starts: tuple[int, ...] = ()
-    unseen: tuple[int, int] = (0, 0)
+    hidden_span: tuple[int, int] = (0, 0)
     record_id: str = ""
 
 
 class Batch(NamedTuple):
-    """Packed rows, and the pictures that belong into them. Arrays are numpy on the host, jax on the mesh.
+    """Packed rows and their images. Arrays are numpy on the host, jax on the mesh.
 
     Attributes:
-      tokens: int32[S, R, L] text ids; picture positions hold the picture-slot id.
+      tokens: int32[S, R, L] text ids; image positions hold the placeholder's id.
       positions: int32[S, R, L], restarting at 0 with every example.
-      segment_ids: int32[S, R, L], 1, 2, ... per example; 0 is padding and unseen, which no real token attends to.
+      segment_ids: int32[S, R, L], 1, 2, ... per example; 0 is padding and hidden tokens, which no
+        other token attends to.
       text_weights: float32[S, R, L], 1 where the *next* token is a text target.
       task_ids: int8[S, R, L] index into TASKS.
-      und_images: uint8[S, U, h, w, 3] pictures to understand.
-      und_start: int32[S, U] flat position in the group's R*L of the first feature; R*L marks an unused slot.
-      gen_images: uint8[S, G, h, w, 3] pictures to draw, or None when cached.
+      und_images: uint8[S, U, h, w, 3] images to understand.
+      und_start: int32[S, U] flat position in the group's R*L of the first feature; R*L marks an
+        unused slot.
+      gen_images: uint8[S, G, h, w, 3] images to generate, or None where codes are cached.
       gen_start: int32[S, G] flat position of the first generation token; R*L marks an unused slot.
-      gen_codes: int32[S, G, T] cached codes that stand instead of the pixels, or None.
-      gen_latents: float32[S, G, c, h', w'] cached latents that stand beside the pixels, or None.
+      gen_codes: int32[S, G, T] cached codes, instead of the pixels, or None.
+      gen_latents: float32[S, G, c, h', w'] cached latents, in addition to the pixels, or None.
     """
 
     tokens: Any

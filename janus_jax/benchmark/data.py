@@ -144,7 +144,7 @@ def _encoded_images(sources):
     for source in sources.values():
         for index in range(min(len(source), DECODED)):
             try:
-                image = images.as_picture(source[index].get("image"))
+                image = images.as_encoded_image(source[index].get("image"))
                 images.decode(image)
                 encoded.append(image.encoded)
             except images.BadRecord:

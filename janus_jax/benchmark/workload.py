@@ -12,10 +12,12 @@ from configs import dims as dims_config
 from janus_jax import cli
 from janus_jax.batch import TASKS
 from janus_jax.data import packing_stats, synthetic
+from janus_jax.data.bad_records import BadRecords
 from janus_jax.data.pipeline import Pipeline
+from janus_jax.data.shards import Stream
 from janus_jax.errors import UserError
 from janus_jax.recipe.checks import check_stage, complete
-from janus_jax.recipe.data import build_layout, synthetic_lengths
+from janus_jax.recipe.data import build_batch_shape, synthetic_lengths
 from janus_jax.recipe.freezing import TOKENIZER, stage_number
 from janus_jax.recipe.stage import Stage, make_stage
 
@@ -111,17 +113,18 @@ def packed_batches(stage, lengths, *, workers):
     """An endless iterator of Packed, made-up examples of these lengths with images to generate as codes.
 
     Args:
-      stage: Stage, whose layout the batches have.
+      stage: Stage, whose shape the batches have.
       lengths: {task: Lengths}.
       workers: threads.
     """
+    sources = {task: synthetic.TableSource(task, lengths[task]) for task in TASKS}
+    make = table_maker(stage)
     return Pipeline(
-        layout=build_layout(stage)._replace(shards=1),
-        sources={task: synthetic.TableSource(task, lengths[task]) for task in TASKS},
-        make=table_maker(stage),
+        build_batch_shape(stage)._replace(shards=1),
+        streams={task: Stream(source, make=make, seed=0) for task, source in sources.items()},
         phases=stage.phases,
-        seed=0,
         pad_id=PAD_ID,
+        bad_records=BadRecords(0.01, sources=sources),
         workers=workers,
     )
 
@@ -149,7 +152,7 @@ def fill_figures(stage, lengths):
     bound = packing_stats.bound(lengths, settings["mixture"], length=settings["length"])
     positions = packed.groups * settings["rows"] * settings["length"]
     tokens = packed.token_fill * positions
-    useful = packing_stats.expected(lengths, settings["mixture"], tokens=tokens, picture_tokens=stage.und_tokens)
+    useful = packing_stats.expected(lengths, settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens)
     useful["cached"] = True
     executed = useful | {
         "tokens": positions,

@@ -1,4 +1,4 @@
-"""Finding files, numbering records over several of them, folders, and small JSON files for people."""
+"""Listing files, numbering records across several of them, folders, and small JSON files."""
 
 import glob
 import json
@@ -9,60 +9,66 @@ import numpy as np
 
 from janus_jax.errors import UserError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 def files_at(path, *endings):
-    """Files of a pattern, or of a folder and its folders, also linked ones, that end in one of `endings`; sorted.
+    """Files that match a pattern or are anywhere in a folder and end in one of `endings`; sorted.
 
-    A pattern whose files all end otherwise gives them all.
+    Linked folders are followed. A pattern that matches only files with other endings gives them
+    all.
 
     Raises:
-      UserError: where there are none.
+      UserError: if there are none.
     """
     path = os.path.expanduser(path)
     if os.path.isdir(path):
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
-        found = [file for file in found if file.lower().endswith(endings)]
+        folders = os.walk(path, followlinks=True)
+        files = [os.path.join(folder, name) for folder, _, names in folders for name in names]
+        files = [file for file in files if file.lower().endswith(endings)]
     else:
-        found = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
-        found = [file for file in found if file.lower().endswith(endings)] or found
-    if not found:
-        hint = " Mount a bucket as a folder first." if "://" in path else " Braces are not expanded." if "{" in path else ""
-        raise UserError(f"No file ({' or '.join(endings)}) lies at {path!r}.{hint}")
-    return sorted(found)
+        matches = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+        files = [file for file in matches if file.lower().endswith(endings)] or matches
+    if not files:
+        hint = ""
+        if "://" in path:
+            hint = " Mount the bucket as a folder first."
+        elif "{" in path:
+            hint = " Braces are not expanded."
+        raise UserError(f"No file ({' or '.join(endings)}) found at {path!r}.{hint}")
+    return sorted(files)
 
 
 class Parts:
-    """Records that lie in several parts, numbered through."""
+    """Numbers the records of several parts consecutively."""
 
     def __init__(self, counts):
-        """`counts` are the records of each part."""
+        """`counts` are the numbers of records of the parts."""
         self._ends = np.cumsum(counts, dtype=np.int64)
 
     def __len__(self):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def find(self, index):
-        """Part, and the record's number in it."""
+        """The part that a record is in, and its index there."""
         part = int(np.searchsorted(self._ends, index, "right"))
         return part, int(index - (self._ends[part - 1] if part else 0))
 
 
 def make_folder(path):
-    """Makes a folder where it is missing.
+    """Makes a folder if it does not exist.
 
     Raises:
-      UserError: where that cannot be, a file of that name among the reasons.
+      UserError: if that fails, for example because a file has this name.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be made a folder: {error.strerror}.") from None
+        raise UserError(f"Cannot make the folder {str(path)!r}: {error.strerror}.") from None
 
 
 def write_json(path, value):
-    """Writes a small JSON file, readable by people, whole or not at all."""
+    """Writes a small, indented JSON file atomically."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Encoded pictures to uint8 pixels, as the released processor does it: PIL, bicubic, sizes truncated by int()."""
+"""Encoded images to uint8 pixels, exactly as the released processor: PIL, bicubic, int() sizes."""
 
 import io
 from typing import NamedTuple
@@ -6,31 +6,32 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
-MAX_ASPECT = 50  # and so are ribbons to draw, which grow by this factor when their short side is brought to size
+MAX_PIXELS = 64_000_000  # larger images are refused before they are decoded
+MAX_ASPECT_RATIO = 50  # of images to generate: resizing by the short side enlarges the long one
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 PAD = 127  # int(255 * 0.5), the processor's background
 MIN_SIDE = 14
 
 
 class BadRecord(Exception):
-    """A record that cannot be used; the message says why, in a few words that reports count by."""
+    """A record that cannot be used; the message is a short reason, by which reports count."""
 
 
 class TooLong(BadRecord):
-    """An example that the user asked to leave out: no fault of the data."""
+    """An example that is left out because the user asked for it, not because its data are bad."""
 
 
-class Picture(NamedTuple):
-    """An encoded picture of a source that wants more than the release's processor does.
+class EncodedImage(NamedTuple):
+    """An image file's content, and how to decode and crop it.
 
     Attributes:
       encoded: bytes of the file.
-      exif: 'ignore', or 'apply' to turn it as its camera says.
-      alpha: 'drop', or the colour that shines through where it is transparent ('white', '#808080').
-      crop: where along its long side a square to draw is cut, from 0 to 1; None is the middle.
-      latents: float32[c, h, w] of that square from a cache, or None.
-      opened: the picture, its header read and its pixels not yet, or None; it can be decoded once.
+      exif: 'ignore', or 'apply' to rotate the image as its EXIF orientation says.
+      alpha: 'drop', or the background colour of transparent pixels ('white', '#808080').
+      crop: position of the square to generate along the long side, from 0 to 1; None is the centre.
+      latents: float32[c, h, w] of that square, from a cache, or None.
+      pil_image: the image with its header read and its pixels not yet decoded, or None. It can be
+        decoded once.
     """
 
     encoded: bytes
@@ -38,16 +39,16 @@ class Picture(NamedTuple):
     alpha: str = "drop"
     crop: float | None = None
     latents: np.ndarray | None = None
-    opened: Image.Image | None = None
+    pil_image: Image.Image | None = None
 
 
-def as_picture(encoded):
-    """Bytes or Picture -> Picture."""
-    return encoded if isinstance(encoded, Picture) else Picture(encoded)
+def as_encoded_image(image):
+    """Bytes or EncodedImage -> EncodedImage."""
+    return image if isinstance(image, EncodedImage) else EncodedImage(image)
 
 
 def check_options(*, exif, alpha):
-    """Raises ValueError for values that `Picture` does not know."""
+    """Raises ValueError for values of `exif` and `alpha` that EncodedImage does not know."""
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif is {exif!r}; known: 'ignore' and 'apply'.")
     if not isinstance(alpha, str):
@@ -56,62 +57,67 @@ def check_options(*, exif, alpha):
         ImageColor.getrgb(alpha)
 
 
-def open_image(encoded):
-    """Reads the header of a picture, bytes or Picture, not yet its pixels.
+def open_image(image):
+    """Reads the header, not the pixels, of an image given as bytes or EncodedImage.
 
     Raises:
-      BadRecord: when it is no picture, or absurdly large.
+      BadRecord: for a file that is no image, or an image that is too large.
     """
-    encoded = as_picture(encoded).encoded
+    encoded = as_encoded_image(image).encoded
     if not encoded:
-        raise BadRecord("empty picture")
+        raise BadRecord("empty image")
     if isinstance(encoded, bytes) and encoded.lstrip()[:1] == b"<":
-        raise BadRecord("HTML instead of a picture")
+        raise BadRecord("HTML instead of an image")
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except Exception:  # every decoder has errors of its own
-        raise BadRecord("undecodable picture") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise BadRecord("picture too large")
-    return image
+        pil_image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Exception:  # every decoder has its own exceptions
+        raise BadRecord("undecodable image") from None
+    if pil_image.width * pil_image.height > MAX_PIXELS:
+        raise BadRecord("image too large")
+    return pil_image
 
 
-def opened(encoded):
-    """Bytes or Picture -> Picture whose header was read, so that most broken ones are found before they are decoded.
+def read_header(image):
+    """Bytes or EncodedImage -> EncodedImage with `pil_image`; most broken files fail here.
 
     Raises:
       BadRecord: as `open_image`.
     """
-    picture = as_picture(encoded)
-    return picture._replace(opened=open_image(picture))
+    image = as_encoded_image(image)
+    return image._replace(pil_image=open_image(image))
 
 
-def check_drawable(image):
-    """Raises BadRecord for a picture that nothing could learn to draw: the middle of a ribbon."""
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise BadRecord("picture too long and thin")
+def check_aspect_ratio(pil_image):
+    """Raises BadRecord for an image so narrow that its central square is no useful target."""
+    if max(pil_image.size) > MAX_ASPECT_RATIO * min(pil_image.size):
+        raise BadRecord("image too long and thin")
 
 
-def decode(encoded):
-    """Bytes or Picture -> RGB picture; alpha is dropped and grey replicated, as `convert('RGB')` does."""
-    options = as_picture(encoded)
+def decode(image):
+    """Bytes or EncodedImage -> RGB PIL image; by default as `convert('RGB')` does, without alpha.
+
+    Raises:
+      BadRecord: for broken pixels, and as `open_image`.
+    """
+    options = as_encoded_image(image)
     try:
-        image = options.opened or open_image(options)
+        pil_image = options.pil_image or open_image(options)
         if options.exif == "apply":
-            image = ImageOps.exif_transpose(image)
-        if options.alpha != "drop" and image.has_transparency_data:
-            over = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", over.size, options.alpha), over)
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+            pil_image = ImageOps.exif_transpose(pil_image)
+        if options.alpha != "drop" and pil_image.has_transparency_data:
+            foreground = pil_image.convert("RGBA")
+            background = Image.new("RGBA", foreground.size, options.alpha)
+            pil_image = Image.alpha_composite(background, foreground)
+        pil_image.load()
+        return pil_image if pil_image.mode == "RGB" else pil_image.convert("RGB")  # avoids a copy
     except BadRecord:
         raise
-    except Exception:  # as above
-        raise BadRecord("undecodable picture") from None
+    except Exception:  # every decoder has its own exceptions
+        raise BadRecord("undecodable image") from None
 
 
 def for_understanding(image, *, size):
-    """Long side to `size`, centred on a grey square: RGB picture -> uint8[size, size, 3]."""
+    """Resizes the long side to `size` and pads with grey: RGB PIL image -> uint8[size, size, 3]."""
     longest = max(image.size)
     resized = _resize(image, *(max(int(side / longest * size), MIN_SIDE) for side in image.size))
     if resized.size == (size, size):
@@ -122,19 +128,25 @@ def for_understanding(image, *, size):
 
 
 def for_generation(image, *, size, crop=None):
-    """Short side to `size`, a square of the long one: RGB picture -> uint8[size, size, 3].
+    """Resizes the short side to `size` and crops: RGB PIL image -> uint8[size, size, 3].
 
-    `crop` says where along the long side, from 0 to 1; None is the middle.
+    `crop` is the position of the square along the long side, from 0 to 1; None is the centre.
     """
     shortest = min(image.size)
     resized = _resize(image, *(max(round(side / shortest * size), size) for side in image.size))
     if resized.size == (size, size):
         return np.asarray(resized)
-    place = lambda spare: spare // 2 if crop is None else min(int(crop * (spare + 1)), spare)
-    left, top = (place(side - size) for side in resized.size)
+    left, top = (_offset(side - size, crop) for side in resized.size)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
+def _offset(spare, crop):
+    """First pixel of the square, where the side has `spare` pixels more than the square."""
+    return spare // 2 if crop is None else min(int(crop * (spare + 1)), spare)
+
+
 def _resize(image, width, height):
-    """By PIL's bicubic filter; a picture of that size is not copied."""
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    """PIL's bicubic filter; an image that already has the size is not copied."""
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,7 +1,8 @@
-"""Which task and which source the next example comes from: exact counts in every block, at any index.
+"""Task and source of the next example: exact counts in every block of a mixture.
 
-A block is the smallest whole ratio, 2:3:5 say, its ten examples spread as evenly as can be. Inside a task the sources
-mix by weight in the same way. The choice at index k depends on k alone, so a saved index is a saved mixture.
+A block is the smallest whole ratio, such as 2:3:5, with its ten examples interleaved as evenly as
+possible. Within a task, sources are interleaved by weight in the same way. The choice at index k
+depends on k alone, so saving the index saves the mixture.
 """
 
 import functools
@@ -12,11 +13,11 @@ from typing import NamedTuple
 from janus_jax.batch import TASKS
 from janus_jax.errors import UserError
 
-MAX_BLOCK = 10_000  # examples until the exact ratio returns
+MAX_BLOCK = 10_000  # examples of the longest block, after which the ratio is exact
 
 
 class Phase(NamedTuple):
-    """A stretch of a stage with one mixture.
+    """A part of a stage with one mixture.
 
     Attributes:
       until: the stage's step at which it ends.
@@ -30,10 +31,10 @@ class Phase(NamedTuple):
 
 
 class Mixture:
-    """The examples of one phase."""
+    """Chooses the task and source of every example of one phase."""
 
     def __init__(self, phase, *, unit="examples"):
-        """Checks a phase and lays out its block.
+        """Checks a phase and computes its block.
 
         Args:
           phase: Phase.
@@ -44,66 +45,91 @@ class Mixture:
         """
         if unit not in ("examples", "tokens"):
             raise UserError(f"config.data.mixture_unit is {unit!r}; known: ['examples', 'tokens'].")
-        self.unit, self.counts = unit, whole(phase.ratio)
-        self.block = _spread(self.counts)
+        self.unit = unit
+        self.counts = whole_ratio(phase.ratio)
+        self.block = _interleave(self.counts)
         self.sources = {}
         for task, count in zip(TASKS, self.counts, strict=True):
             if not count:
                 continue
             weights = dict(phase.sources.get(task) or {})
             if not weights:
-                raise UserError(f"The mixture {tuple(phase.ratio)} asks for {task} examples, but no source gives any.")
-            order = _spread(whole(weights.values()))
-            self.sources[task] = [list(weights)[i] for i in order]
+                raise UserError(
+                    f"The mixture {tuple(phase.ratio)} has a share of {task} examples, but "
+                    f"`sources` names no source of {task}."
+                )
+            names = list(weights)
+            self.sources[task] = [names[i] for i in _interleave(whole_ratio(weights.values()))]
 
     def pick(self, index, *, tokens):
         """Task and source of an example.
 
         Args:
-          index: how many examples this phase has drawn before.
-          tokens: for the unit 'tokens', {task: (examples, tokens)} drawn before in this phase.
+          index: number of examples of this phase before it.
+          tokens: for the unit 'tokens', {task: (examples, tokens)} of this phase before it.
 
         Returns:
           task, source name.
         """
         if self.unit == "tokens":
-            total = sum(tokens[t][1] for t in TASKS) + 1
-            lacking = lambda i: self.counts[i] * total / sum(self.counts) - tokens[TASKS[i]][1]
-            place = max(range(len(TASKS)), key=lambda i: (self.counts[i] > 0, lacking(i)))
-            rank = tokens[TASKS[place]][0]
+            task_index = self._most_underrepresented({t: tokens[t][1] for t in TASKS})
+            rank = tokens[TASKS[task_index]][0]
         else:
             block, offset = divmod(index, len(self.block))
-            place = self.block[offset]
-            rank = block * self.counts[place] + self.block[:offset].count(place)
-        order = self.sources[TASKS[place]]
-        return TASKS[place], order[rank % len(order)]
+            task_index = self.block[offset]
+            rank = block * self.counts[task_index] + self.block[:offset].count(task_index)
+        task = TASKS[task_index]
+        names = self.sources[task]
+        return task, names[rank % len(names)]
+
+    def _most_underrepresented(self, tokens):
+        """Index of the task whose tokens are furthest below its share."""
+        total = sum(tokens.values()) + 1
+
+        def deficit(i):
+            share = self.counts[i] * total / sum(self.counts)
+            return self.counts[i] > 0, share - tokens[TASKS[i]]
+
+        return max(range(len(TASKS)), key=deficit)
 
 
-def whole(ratio):
-    """The smallest whole numbers in a ratio: (0.5, 0, 1.5) -> (1, 0, 3)."""
-    parts = [Fraction(str(r)).limit_denominator(1000) for r in ratio]
+def whole_ratio(ratio):
+    """The smallest whole numbers in a ratio: (0.5, 0, 1.5) -> (1, 0, 3).
+
+    Raises:
+      UserError: for negative or only zero shares, and for ratios with a very long block.
+    """
+    parts = [Fraction(str(share)).limit_denominator(1000) for share in ratio]
     if not parts or min(parts) < 0 or not sum(parts):
         raise UserError(f"A mixture needs shares >= 0 with a positive sum, not {tuple(ratio)}.")
-    if any(r > 0 and not p for r, p in zip(ratio, parts, strict=True)):
-        raise UserError(f"The shares {tuple(ratio)} hold one that would never be drawn; raise it to 0.001, or leave it out.")
-    scale = math.lcm(*(p.denominator for p in parts))
-    numbers = [int(p * scale) for p in parts]
-    divisor = math.gcd(*numbers)
-    if sum(numbers) // divisor > MAX_BLOCK:
+    if any(share > 0 and not part for share, part in zip(ratio, parts, strict=True)):
         raise UserError(
-            f"The shares {tuple(ratio)} make blocks of {sum(numbers) // divisor} examples, more than {MAX_BLOCK}; "
+            f"One of the shares {tuple(ratio)} is too small: it would never be chosen. Raise it to "
+            "0.001, or remove it."
+        )
+    scale = math.lcm(*(part.denominator for part in parts))
+    numbers = [int(part * scale) for part in parts]
+    divisor = math.gcd(*numbers)
+    block = sum(numbers) // divisor
+    if block > MAX_BLOCK:
+        raise UserError(
+            f"The shares {tuple(ratio)} make blocks of {block} examples, more than {MAX_BLOCK}; "
             "round them."
         )
     return tuple(n // divisor for n in numbers)
 
 
 @functools.cache
-def _spread(counts):
-    """Indices in a block with these counts, each as evenly spaced as can be (largest deficit first)."""
-    order, given = [], [0] * len(counts)
+def _interleave(counts):
+    """Indices of a block, each as often as its count, evenly spaced: the largest deficit first."""
+    order = []
+    used = [0] * len(counts)
     for k in range(1, sum(counts) + 1):
-        behind = [k * c / sum(counts) - g if g < c else -math.inf for c, g in zip(counts, given, strict=True)]
-        pick = behind.index(max(behind))
-        given[pick] += 1
+        deficits = [
+            k * count / sum(counts) - n if n < count else -math.inf
+            for count, n in zip(counts, used, strict=True)
+        ]
+        pick = deficits.index(max(deficits))
+        used[pick] += 1
         order.append(pick)
     return tuple(order)

@@ -1,13 +1,15 @@
-"""The way from sources to batches: virtual shards in a fixed order, their pictures decoded by threads.
+"""From sources to batches: virtual shards in a fixed order, with images decoded by threads.
 
-A host owns whole shards, so the global batch sequence is the same for any number of hosts. Rows are packed on lengths,
-pixels decoded last; threads write into their own slots, so the sequence is the same for any number of them too.
+A host owns whole shards, so the global sequence of batches is the same for any number of hosts.
+Rows are packed by lengths and pixels are decoded last; every thread writes into its own slots, so
+the sequence is the same for any number of threads too.
 """
 
 import collections
 import itertools
 import queue
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,15 +17,23 @@ import numpy as np
 
 from janus_jax.batch import TASKS, Batch
 from janus_jax.data import images
-from janus_jax.data.bad_records import BadRecords
 from janus_jax.data.examples import PIXELS
 from janus_jax.data.images import BadRecord
-from janus_jax.data.packing import empty_segment, lay_out
-from janus_jax.data.shards import Shard, Stream
+from janus_jax.data.packing import SlotImage, empty_segment, lay_out
+from janus_jax.data.shards import Shard
 from janus_jax.errors import UserError
 
-COUNTS = ("tokens", "positions", "examples", "attended", "text_targets", "und_pictures", "gen_pictures", "slots")
-AT_ONCE = 4  # pictures of a thread's turn
+COUNTS = (
+    "tokens",
+    "positions",
+    "examples",
+    "attended",
+    "text_targets",
+    "und_pictures",
+    "gen_pictures",
+    "slots",
+)
+IMAGES_PER_JOB = 4  # that a thread decodes in one job
 
 
 class Packed(NamedTuple):
@@ -31,211 +41,312 @@ class Packed(NamedTuple):
 
     Attributes:
       batch: Batch of numpy arrays, this host's groups.
-      stats: how full and how mixed it is, see `statistics`; `epochs` of every source so far in this stage; `cached`,
-        whether pictures to draw bring their codes or latents along.
+      stats: see `statistics`; also `epochs` of every source so far in this stage, and `cached`,
+        whether images to generate come with codes or latents.
       record_ids: ids of every example in it.
-      state: the position behind it, {shard number: plain JSON}.
+      state: the position after it, {shard number: plain JSON}.
     """
 
-    batch: object
+    batch: Batch
     stats: dict
     record_ids: list
     state: dict
+
+
+class _Pending(NamedTuple):
+    """A batch whose images are being decoded.
+
+    Attributes:
+      batch: Batch; threads still write its pixels.
+      examples: of each group, R lists of Examples.
+      state: the position after it.
+      images: list of (group, SlotImage), those that are being decoded.
+      errors: iterator of None or BadRecord, one for each of `images`.
+    """
+
+    batch: Batch
+    examples: list
+    state: dict
+    images: list[tuple[int, SlotImage]]
+    errors: Iterator
 
 
 class Pipeline:
     """This host's share of every global batch, in shard order."""
 
     def __init__(
-        self, *, layout, sources, make, phases, seed, pad_id, unit="examples", bad_limit=0.01, report=None, host=(0, 1),
+        self,
+        shape,
+        *,
+        streams,
+        phases,
+        pad_id,
+        bad_records,
+        unit="examples",
+        host=(0, 1),
         workers=0,
-    ):  # fmt: skip
-        """Sets up the shards this host owns.
+    ):
+        """Creates the shards that this host owns.
 
         Args:
-          layout: Layout.
-          sources: {name: Source}.
-          make: ExampleMaker.
+          shape: BatchShape; its `gen_form` is replaced by that of the streams.
+          streams: {source name: Stream}.
           phases: list of Phase.
-          seed: of the run and stage.
-          pad_id: what fills rows.
-          unit: what the mixture counts.
-          bad_limit: share of unusable records that stops the run.
-          report: a file for a list of unusable records, or None.
-          host: this host's number, and how many there are.
-          workers: threads that decode pictures, and as many that pack the next batch meanwhile; 0 does all in the caller's.
+          pad_id: fills rows.
+          bad_records: BadRecords.
+          unit: what the mixture counts, see Mixture.
+          host: this host's index, and the number of hosts.
+          workers: number of threads that decode images, and of those that meanwhile pack the next
+            batch; 0 does everything in the caller's thread.
 
         Raises:
-          UserError: when shards, groups and hosts do not divide.
+          UserError: if shards, groups and hosts do not divide.
         """
         index, hosts = host
-        if layout.groups % layout.shards or layout.shards % hosts:
+        if shape.groups % shape.shards or shape.shards % hosts:
             raise UserError(
-                f"{layout.groups} pack groups, {layout.shards} virtual shards and {hosts} hosts do not divide: "
-                "config.data.shards must divide the stage's groups (batch / rows) and be a multiple of the hosts."
+                f"{shape.groups} pack groups, {shape.shards} virtual shards and {hosts} hosts do "
+                "not divide: config.data.shards must divide the stage's groups (batch / rows) and "
+                "be a multiple of the number of hosts."
             )
-        streams = {name: Stream(source, make=make, seed=seed) for name, source in sources.items()}
-        layout = layout._replace(kept=_kept(streams, phases))
-        self._layout, self._pad_id, self._hosts, self.sources = layout, pad_id, hosts, sources
-        self._bad = BadRecords(bad_limit, sources=sources, report=report)
-        share = layout.shards // hosts
-        mine = range(index * share, (index + 1) * share)
-        self.shards = {v: Shard(v, layout=layout, streams=streams, phases=phases, unit=unit, bad=self._bad) for v in mine}
-        self._packers, self._decoders = (ThreadPoolExecutor(workers) if workers else None for _ in range(2))
-        self._under_way = collections.deque()  # batches whose pictures are being decoded
+        shape = shape._replace(gen_form=_common_form(streams, phases))
+        per_host = shape.shards // hosts
+        self.sources = {name: stream.source for name, stream in streams.items()}
+        self.shards = {
+            number: Shard(
+                number,
+                shape=shape,
+                streams=streams,
+                phases=phases,
+                unit=unit,
+                bad_records=bad_records,
+            )
+            for number in range(index * per_host, (index + 1) * per_host)
+        }
+        self._shape = shape
+        self._pad_id = pad_id
+        self._bad_records = bad_records
+        self._hosts = hosts
+        self._packers = ThreadPoolExecutor(workers) if workers else None
+        self._decoders = ThreadPoolExecutor(workers) if workers else None
+        self._pending = collections.deque()  # _Pending batches
 
     def __next__(self):
-        """The next batch; groups of one shard stand together."""
-        while len(self._under_way) < (2 if self._decoders else 1):
-            self._under_way.append(self._pack())
-        batch, slots, outcomes, rows, state = self._under_way.popleft()
-        for (group, row, segment), error in zip(slots, outcomes, strict=True):
-            if error is not None:  # the example is emptied, wherever its other pictures lie
-                self._bad.bad(rows[group][row][segment - 1].record_id, error)
-                empty_segment(
-                    Batch(*(a if a is None else a[group] for a in batch)), row=row, segment=segment, pad_id=self._pad_id
-                )
-        ids = [example.record_id for group in rows for row in group for example in row]
-        taken = {name: sum(shard["next"][name] for shard in state.values()) * self._hosts for name in self.sources}
-        epochs = {name: taken[name] / len(source) for name, source in self.sources.items()}
-        cached = self._layout.kept != PIXELS
-        return Packed(batch, statistics(counts(batch)) | {"epochs": epochs, "cached": cached}, ids, state)
+        """The next batch; groups of one shard are adjacent."""
+        while len(self._pending) < (2 if self._decoders else 1):
+            self._pending.append(self._start_batch())
+        pending = self._pending.popleft()
+        self._remove_bad_examples(pending)
+        rows = itertools.chain.from_iterable(pending.examples)
+        record_ids = [example.record_id for row in rows for example in row]
+        stats = statistics(counts(pending.batch)) | {
+            "epochs": self._epochs(pending.state),
+            "cached": self._shape.gen_form != PIXELS,
+        }
+        return Packed(pending.batch, stats, record_ids, pending.state)
 
-    def _pack(self):
-        """Lays the next batch out and starts to decode its pictures.
+    def _remove_bad_examples(self, pending):
+        """Waits for the pixels; an image that cannot be decoded removes its whole example."""
+        for (group, image), error in zip(pending.images, pending.errors, strict=True):
+            if error is None:
+                continue
+            example = pending.examples[group][image.row][image.segment - 1]
+            self._bad_records.count_bad(example.record_id, error)
+            arrays = [None if array is None else array[group] for array in pending.batch]
+            empty_segment(Batch(*arrays), row=image.row, segment=image.segment, pad_id=self._pad_id)
 
-        Returns:
-          Batch whose pixels are still being written; for every picture (group, row, segment), and None or a BadRecord
-          to come; the examples; the position behind the batch.
-        """
-        layout = self._layout
-        per_shard = layout.groups // layout.shards
-        pack = lambda shard: [shard.next_group() for _ in range(per_shard)]
-        packed = (self._packers.map if self._packers else map)(pack, self.shards.values())  # a shard knows nothing of others
-        rows = [group for groups in packed for group in groups]
-        state = {str(v): shard.get_state() for v, shard in self.shards.items()}  # it has packed further by the time of use
-        sizes = dict(length=layout.length, pad_id=self._pad_id, und_slots=layout.und_slots, gen_slots=layout.gen_slots)
-        groups, und, gen = zip(*(lay_out(group, **sizes) for group in rows), strict=True)
-        batch = Batch(*(None if x[0] is None else np.stack(x) for x in zip(*groups, strict=True)))
-        und = [(g, *picture) for g, pictures in enumerate(und) for picture in pictures]
-        gen = [(g, *picture) for g, pictures in enumerate(gen) for picture in pictures]
-        kept, *shape = layout.kept
-        square = lambda slots, size: np.zeros((len(rows), slots, size, size, 3), np.uint8)
-        batch = batch._replace(und_images=square(layout.und_slots, layout.und_size))
-        if kept == "codes":
-            codes = np.zeros((len(rows), layout.gen_slots, *shape), np.int32)
-            for group, slot, ids, _ in gen:
-                codes[group, slot] = ids
-            batch = batch._replace(gen_codes=codes)
-        else:
-            batch = batch._replace(gen_images=square(layout.gen_slots, layout.gen_size))
-        if kept == "latents":
-            latents = np.zeros((len(rows), layout.gen_slots, *shape), np.float32)
-            for group, slot, picture, _ in gen:
-                latents[group, slot] = picture.latents
+    def _epochs(self, state):
+        """{source name: epochs read so far}, of all hosts if they are at the same position."""
+        epochs = {}
+        for name, source in self.sources.items():
+            records = sum(shard["next"][name] for shard in state.values()) * self._hosts
+            epochs[name] = records / len(source)
+        return epochs
+
+    def _start_batch(self):
+        """Packs the next batch and starts to decode its images: _Pending."""
+        shape = self._shape
+        per_shard = shape.groups // shape.shards
+
+        def next_groups(shard):
+            return [shard.next_group() for _ in range(per_shard)]
+
+        # Shards share nothing, so they may be packed at the same time.
+        of_shards = list(_map(self._packers, next_groups, self.shards.values()))
+        examples = [group for groups in of_shards for group in groups]
+        # Taken now: when the batch is used, the shards have packed further.
+        state = {str(number): shard.get_state() for number, shard in self.shards.items()}
+        groups, und, gen = [], [], []
+        for i, rows in enumerate(examples):
+            group, und_images, gen_images = lay_out(
+                rows,
+                length=shape.length,
+                pad_id=self._pad_id,
+                und_slots=shape.und_slots,
+                gen_slots=shape.gen_slots,
+            )
+            groups.append(group)
+            und += [(i, image) for image in und_images]
+            gen += [(i, image) for image in gen_images]
+        batch = self._with_slots(_stack(groups), gen)
+        jobs = [(images.for_understanding, batch.und_images, *image) for image in und]
+        if batch.gen_images is not None:
+            jobs += [(images.for_generation, batch.gen_images, *image) for image in gen]
+        chunks = [jobs[i : i + IMAGES_PER_JOB] for i in range(0, len(jobs), IMAGES_PER_JOB)]
+        errors = itertools.chain.from_iterable(_map(self._decoders, _decode, chunks))
+        decoded = [(group, image) for _, _, group, image in jobs]
+        return _Pending(batch, examples, state, decoded, errors)
+
+    def _with_slots(self, batch, gen):
+        """Adds zeroed pixels to be filled, and the cached codes or latents of `gen`."""
+        shape, form = self._shape, self._shape.gen_form
+        und_images = _pixels(len(batch.tokens), shape.und_slots, shape.und_size)
+        batch = batch._replace(und_images=und_images)
+        if form.kind == "codes":
+            codes = np.zeros((len(batch.tokens), shape.gen_slots, *form.shape), np.int32)
+            for group, image in gen:
+                codes[group, image.slot] = image.image
+            return batch._replace(gen_codes=codes)
+        gen_images = _pixels(len(batch.tokens), shape.gen_slots, shape.gen_size)
+        batch = batch._replace(gen_images=gen_images)
+        if form.kind == "latents":
+            latents = np.zeros((len(batch.tokens), shape.gen_slots, *form.shape), np.float32)
+            for group, image in gen:
+                latents[group, image.slot] = image.image.latents
             batch = batch._replace(gen_latents=latents)
-        work = [(images.for_understanding, batch.und_images, picture) for picture in und]
-        work += [] if kept == "codes" else [(images.for_generation, batch.gen_images, picture) for picture in gen]
-        places = [(group, *place) for _, _, (group, _, _, place) in work]
-        outcomes = (self._decoders.map if self._decoders else map)(
-            _decode, (work[i : i + AT_ONCE] for i in range(0, len(work), AT_ONCE))
-        )
-        return batch, places, itertools.chain.from_iterable(outcomes), rows, state
+        return batch
 
     def set_state(self, states, *, new_mixture=False):
-        """Goes to saved positions; `states` may hold other hosts' shards too."""
-        missing = [v for v in self.shards if str(v) not in states]
+        """Continues at saved positions; `states` may also have those of other hosts' shards."""
+        missing = [number for number in self.shards if str(number) not in states]
         if missing:
             raise UserError(
-                f"The checkpoint holds the data positions of shards {sorted(states, key=int)}, not of {missing[0]}; "
-                "config.data.shards may not change during a stage."
+                f"The checkpoint has data positions of shards {sorted(states, key=int)}, but not "
+                f"of {missing[0]}; config.data.shards may not change during a stage."
             )
-        for v, shard in self.shards.items():
-            shard.set_state(states[str(v)], new_mixture=new_mixture)
+        for number, shard in self.shards.items():
+            shard.set_state(states[str(number)], new_mixture=new_mixture)
 
     def close(self):
         """Ends the threads."""
-        for pool in filter(None, (self._packers, self._decoders)):
-            pool.shutdown(cancel_futures=True)
+        for pool in (self._packers, self._decoders):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
 
 
-def _decode(work):
-    """Decodes pictures into their slots: for each None, or the BadRecord it turned out to be."""
-    outcomes = []
-    for fit, pixels, (group, slot, picture, _) in work:
-        out = pixels[group, slot]
+def _map(pool, function, items):
+    """`map` in the threads of a pool; in the caller's thread if there is none."""
+    return map(function, items) if pool is None else pool.map(function, items)
+
+
+def _stack(groups):
+    """Batches without group axis -> one Batch."""
+    fields = zip(*groups, strict=True)
+    return Batch(*(None if field[0] is None else np.stack(field) for field in fields))
+
+
+def _pixels(groups, slots, size):
+    return np.zeros((groups, slots, size, size, 3), np.uint8)
+
+
+def _decode(jobs):
+    """Decodes images into their slots.
+
+    Args:
+      jobs: list of (function that resizes, uint8[S, slots, h, w, 3], group, SlotImage).
+
+    Returns:
+      for each image None, or a BadRecord if it cannot be decoded.
+    """
+    errors = []
+    for resize, pixels, group, image in jobs:
+        slot = pixels[group, image.slot]
+        encoded = image.image
+        options = {"crop": encoded.crop} if resize is images.for_generation else {}
         try:
-            where = {"crop": picture.crop} if fit is images.for_generation else {}
-            out[...] = fit(images.decode(picture), size=len(out), **where)
-            outcomes.append(None)
+            slot[...] = resize(images.decode(encoded), size=len(slot), **options)
+            errors.append(None)
         except BadRecord as error:
-            outcomes.append(error)
-        picture.opened.close()  # its pixels, which would be held for as long as its example
-    return outcomes
+            errors.append(error)
+        encoded.pil_image.close()  # frees the pixels, which would live as long as the example
+    return errors
 
 
-def _kept(streams, phases):
-    """What pictures to draw bring along, as `tasks.kept`: the same in all sources of a stage, or the user is told."""
-    drawn = TASKS.index("generation")
-    names = {n for p in phases if p.ratio[drawn] for n in p.sources.get("generation") or {}}
-    found = {name: streams[name].kept() for name in sorted(names)}
-    found = {name: kind for name, kind in found.items() if kind}
-    if len(set(found.values())) > 1:
+def _common_form(streams, phases):
+    """The ImageForm of all sources of images to generate.
+
+    Raises:
+      UserError: if sources provide different forms.
+    """
+    index = TASKS.index("generation")
+    names = {
+        name
+        for phase in phases
+        if phase.ratio[index]
+        for name in phase.sources.get("generation") or {}
+    }
+    forms = {name: streams[name].gen_form() for name in sorted(names)}
+    forms = {name: form for name, form in forms.items() if form is not None}
+    if len(set(forms.values())) > 1:
+        listed = " and as ".join(f"{form} from {name!r}" for name, form in forms.items())
         raise UserError(
-            "Pictures to draw come as "
-            + " and as ".join(f"{kind[0]} {kind[1:] or ''} from {name!r}" for name, kind in found.items())
-            + "; cache every source that a stage draws from with the same tokenizer, or none of them."
+            f"Images to generate come as {listed}; within a stage, cache all of these sources with "
+            "the same tokenizer, or none."
         )
-    return next(iter(found.values()), PIXELS)
+    return next(iter(forms.values()), PIXELS)
 
 
 def counts(batch):
-    """What is in a packed batch, on the host; batches of several hosts add up.
+    """What a packed batch has, on the host; counts of several hosts are added.
 
     Args:
       batch: Batch of numpy arrays.
 
     Returns:
-      dict: `tokens` real ones, of so many `positions`; `examples` by task; `attended`, the sum over examples of
-      n (n + 1) / 2; `text_targets`; `und_pictures` and `gen_pictures`, in so many `slots`.
+      dict: `tokens`, without padding, and `positions`, with it; `examples` by task; `attended`, the
+      sum over examples of n (n + 1) / 2; `text_targets`; `und_pictures` and `gen_pictures`, images,
+      and their `slots`.
     """
     segments = batch.segment_ids.reshape(-1, batch.segment_ids.shape[-1])
     row_tokens = batch.tokens.shape[1] * batch.tokens.shape[2]
-    used = lambda start: int((start < row_tokens).sum())
-    most = int(segments.max()) + 1  # segments of a row, its padding included
-    name = segments + most * np.arange(len(segments))[:, None]  # of a segment, among all rows
-    sizes = np.bincount(name.ravel(), minlength=most * len(segments)).reshape(-1, most)[:, 1:]
-    task = np.zeros(most * len(segments), int)
-    task[name.ravel()] = batch.task_ids.ravel()
-    examples = np.bincount(task.reshape(-1, most)[:, 1:][sizes > 0], minlength=len(TASKS))
+    segments_per_row = int(segments.max()) + 1  # including padding
+    # Numbers the segments of all rows consecutively.
+    numbers = segments + segments_per_row * np.arange(len(segments))[:, None]
+    total = segments_per_row * len(segments)
+    sizes = np.bincount(numbers.ravel(), minlength=total).reshape(-1, segments_per_row)[:, 1:]
+    tasks = np.zeros(total, int)
+    tasks[numbers.ravel()] = batch.task_ids.ravel()
+    tasks = tasks.reshape(-1, segments_per_row)[:, 1:]
     return {
         "tokens": int((segments > 0).sum()),
         "positions": segments.size,
-        "examples": examples.tolist(),
+        "examples": np.bincount(tasks[sizes > 0], minlength=len(TASKS)).tolist(),
         "attended": int((sizes * (sizes + 1) // 2).sum()),
         "text_targets": int(batch.text_weights.sum()),
-        "und_pictures": used(batch.und_start),
-        "gen_pictures": used(batch.gen_start),
+        "und_pictures": int((batch.und_start < row_tokens).sum()),
+        "gen_pictures": int((batch.gen_start < row_tokens).sum()),
         "slots": batch.und_start.size + batch.gen_start.size,
     }
 
 
 def statistics(counts):
-    """Counts of a batch, see `counts`, and beside them `token_fill`, `slot_fill` and the `ratio` of examples by task."""
-    pictures = counts["und_pictures"] + counts["gen_pictures"]
+    """Counts of a batch, see `counts`, with `token_fill`, `slot_fill` and the `ratio` of tasks."""
+    images_used = counts["und_pictures"] + counts["gen_pictures"]
+    examples = max(sum(counts["examples"]), 1)
     return counts | {
         "token_fill": counts["tokens"] / counts["positions"],
-        "slot_fill": pictures / counts["slots"] if counts["slots"] else 1.0,
-        "ratio": [round(n / max(sum(counts["examples"]), 1), 4) for n in counts["examples"]],
+        "slot_fill": images_used / counts["slots"] if counts["slots"] else 1.0,
+        "ratio": [round(n / examples, 4) for n in counts["examples"]],
     }
 
 
 class Prefetch:
-    """Makes batches a few ahead in a thread."""
+    """Makes batches in a thread, a few in advance."""
 
     def __init__(self, pipeline, *, depth=2):
         self._pipeline = pipeline
-        self._queue, self._stop = queue.Queue(depth), threading.Event()
+        self._queue = queue.Queue(depth)
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -243,16 +354,19 @@ class Prefetch:
         while not self._stop.is_set():
             try:
                 item = (next(self._pipeline), None)
-            except Exception as error:  # handed over to the training thread, which raises it
+            except Exception as error:  # the training thread raises it
                 item = (None, error)
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if item[-1] is not None:
+            self._put(item)
+            if item[1] is not None:
                 return
+
+    def _put(self, item):
+        """Waits until the queue has space, or until `close`."""
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
 
     def __next__(self):
         packed, error = self._queue.get()

@@ -1,43 +1,44 @@
-"""Virtual shards: each an endless run of packed groups, with its own mixture, window and packer.
+"""Virtual shards: each one an endless sequence of packed groups, with its own mixture and window.
 
-Every *source* is shuffled globally and dealt out to the shards, and the mixture happens inside a shard. A shard's
-position is a small JSON dict: how far each source was read, which examples wait in the window (by index, they are read
-again), what was drawn.
+Every *source* is shuffled globally and divided among the shards, and the mixture is made within a
+shard. A shard's position is a small JSON dict: how many records of each source it has read, which
+examples wait in its window (by index; they are read again), and how far its mixture is.
 """
 
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from janus_jax.batch import TASKS
-from janus_jax.data.bad_records import malformed_is_bad
-from janus_jax.data.examples import PIXELS, kept
+from janus_jax.data.bad_records import malformed_as_bad_record
+from janus_jax.data.examples import PIXELS, ImageForm, form_of
 from janus_jax.data.images import BadRecord
 from janus_jax.data.mixture import Mixture
 from janus_jax.data.packing import pack_group
 from janus_jax.errors import UserError
 
-IN_MEMORY = 1_000_000  # records of a source whose order is held; Grain shuffles larger ones by index, slow for small ones
+# Up to here the order of a source's records is an array in memory. Grain shuffles larger sources by
+# index, which is slow for small ones.
+MAX_IN_MEMORY = 1_000_000
+MAX_CONSECUTIVE_BAD = 1_000  # unusable records of a source, after which it is given up
 
-MOST_IN_A_ROW = 1_000  # unusable records of a source, and all that a shard has of it, after which it has nothing to give
 
-
-class Layout(NamedTuple):
-    """The fixed shape of a batch.
+class BatchShape(NamedTuple):
+    """The fixed shape of a batch, and how its groups are made.
 
     Attributes:
       groups: S, pack groups in the global batch.
-      rows: R, rows a group.
-      length: L, tokens a row.
+      rows: R, rows per group.
+      length: L, tokens per row.
       und_slots: U.
       gen_slots: G.
-      und_size: pixels a side of pictures to understand.
-      gen_size: pixels a side of pictures to draw.
+      und_size: height and width of images to understand, in pixels.
+      gen_size: height and width of images to generate, in pixels.
       window: examples that wait in each shard for the packer.
       shards: V, virtual shards; a divisor of S, and a multiple of the number of hosts.
-      kept: what every picture to draw brings along, see `tasks.kept`.
+      gen_form: ImageForm of all images to generate.
     """
 
     groups: int
@@ -49,14 +50,14 @@ class Layout(NamedTuple):
     gen_size: int
     window: int = 128
     shards: int = 8
-    kept: tuple = PIXELS
+    gen_form: ImageForm = PIXELS
 
 
 class Stream:
-    """One source, shuffled anew every epoch, as examples by position: any position can be read at any time."""
+    """One source, shuffled again in each epoch; any position can be read at any time."""
 
     def __init__(self, source, *, make, seed):
-        """Sets up the order, which depends on the seed and the source's name, not on the other sources.
+        """Sets the order, which depends on the seed and this source's name, not on other sources.
 
         Args:
           source: Source.
@@ -64,132 +65,191 @@ class Stream:
           seed: of the run and stage.
         """
         number = zlib.crc32(source.name.encode())
-        self.source, self._make, self._words = source, make, (seed, number)
-        self._large = grain.MapDataset.range(len(source)).seed((seed + 7919 * number) % 2**31).shuffle().repeat(None)
-        self._orders = {}  # epoch: its order
+        self.source = source
+        self.make = make
+        self._seed = (seed, number)
+        grain_seed = (seed + 7919 * number) % 2**31
+        self._large = grain.MapDataset.range(len(source)).seed(grain_seed).shuffle().repeat(None)
+        self._orders = {}  # epoch: permutation
 
-    def place(self, position):
-        """Epoch and index of the record at a position of the endless stream."""
-        epoch, number = divmod(position, len(self.source))
-        if len(self.source) > IN_MEMORY:
+    def locate(self, position):
+        """Epoch and record index at a position of the endless stream."""
+        epoch, offset = divmod(position, len(self.source))
+        if len(self.source) > MAX_IN_MEMORY:
             return epoch, int(self._large[position])
         order = self._orders.get(epoch)
         if order is None:
-            order = np.random.default_rng((*self._words, epoch)).permutation(len(self.source))
-            held = self._orders if len(self._orders) < 3 else {}  # shards are at most a few windows apart
-            self._orders = held | {epoch: order}  # in one go: shards may be packed by several threads
-        return epoch, int(order[number])
+            order = np.random.default_rng((*self._seed, epoch)).permutation(len(self.source))
+            recent = self._orders if len(self._orders) < 3 else {}  # shards are in nearby epochs
+            self._orders = recent | {epoch: order}  # atomic: threads pack several shards at once
+        return epoch, int(order[offset])
 
     def example(self, position, *, task):
         """The example at a position; raises BadRecord."""
-        epoch, index = self.place(position)
-        rng = np.random.default_rng((*self._words, epoch, index))
-        with malformed_is_bad():
-            return self._make(self.source[index], task=task, rng=rng, record_id=self.record_id(position))
+        epoch, index = self.locate(position)
+        rng = np.random.default_rng((*self._seed, epoch, index))
+        record_id = self.record_id(position)
+        with malformed_as_bad_record():
+            return self.make(self.source[index], task=task, rng=rng, record_id=record_id)
 
-    def kept(self):
-        """What this source's pictures to draw bring along, as `tasks.kept`; None where none of the first is usable."""
+    def gen_form(self):
+        """ImageForm of this source's images to generate; None if no example shows it.
+
+        A cache states it in its about.json. Other sources, and caches made before version 0.2, are
+        asked for their first usable example.
+        """
+        cache = self.source.cache
+        if "shape" in cache:
+            return ImageForm(cache["field"], tuple(cache["shape"]))
         for position in range(min(len(self.source), 100)):
             try:
-                return kept(*self.example(position, task="generation").gen_images)
+                (image,) = self.example(position, task="generation").gen_images
             except BadRecord:
                 continue
+            return form_of(image)
         return None
 
     def record_id(self, position):
         """'source/epoch/index', to name a record in reports."""
-        epoch, index = self.place(position)
+        epoch, index = self.locate(position)
         return f"{self.source.name}/{epoch}/{index}"
+
+
+class WaitingExample(NamedTuple):
+    """An example in a shard's window.
+
+    Attributes:
+      source: name.
+      count: records of this source that the shard had read before it.
+      task: one of TASKS.
+      example: Example.
+    """
+
+    source: str
+    count: int
+    task: str
+    example: Any
 
 
 class Shard:
     """One virtual shard."""
 
-    def __init__(self, number, *, layout, streams, phases, unit, bad):
-        self._number, self._layout, self._streams, self._bad = number, layout, streams, bad
+    def __init__(self, number, *, shape, streams, phases, unit, bad_records):
+        """Starts at the beginning of a stage.
+
+        Args:
+          number: of the shard, from 0.
+          shape: BatchShape.
+          streams: {source name: Stream}.
+          phases: list of Phase.
+          unit: what the mixture counts, see Mixture.
+          bad_records: BadRecords.
+        """
+        self._number = number
+        self._shape = shape
+        self._streams = streams
+        self._bad_records = bad_records
         self._phases = [(phase.until, Mixture(phase, unit=unit)) for phase in phases]
-        self._groups, self._phase, self._drawn = 0, 0, 0
-        self._tokens = {task: (0, 0) for task in TASKS}
-        self.next = dict.fromkeys(streams, 0)  # records taken of each source, by this shard
-        self._window = []  # (source, place, task, Example), oldest first
+        self._groups = 0
+        self._window = []  # WaitingExamples, oldest first
+        self.read_counts = dict.fromkeys(streams, 0)  # records of each source read by this shard
+        self._start_phase(0)
 
     def next_group(self):
         """R lists of examples."""
-        layout = self._layout
-        step = self._groups // (layout.groups // layout.shards)
-        phase = next((i for i, (until, _) in enumerate(self._phases) if step < until), len(self._phases) - 1)
+        shape = self._shape
+        step = self._groups // (shape.groups // shape.shards)
+        last_phase = len(self._phases) - 1
+        phase = next((i for i, (until, _) in enumerate(self._phases) if step < until), last_phase)
         if phase != self._phase:
             self._start_phase(phase)
-        while len(self._window) < layout.window:
-            self._draw(self._phases[phase][1])
-        slots = dict(und_slots=layout.und_slots, gen_slots=layout.gen_slots)
-        waiting = [entry[-1] for entry in self._window]
-        rows = pack_group(waiting, rows=layout.rows, length=layout.length, **slots)
-        used = {i for row in rows for i in row}
-        self._window = [entry for i, entry in enumerate(self._window) if i not in used]
+        while len(self._window) < shape.window:
+            self._add_example(self._phases[phase][1])
+        rows = pack_group(
+            [waiting.example for waiting in self._window],
+            rows=shape.rows,
+            length=shape.length,
+            und_slots=shape.und_slots,
+            gen_slots=shape.gen_slots,
+        )
+        examples = [[self._window[i].example for i in row] for row in rows]
+        packed = {i for row in rows for i in row}
+        self._window = [waiting for i, waiting in enumerate(self._window) if i not in packed]
         self._groups += 1
-        return [[waiting[i] for i in row] for row in rows]
+        return examples
 
     def _start_phase(self, phase):
-        self._phase, self._drawn, self._tokens = phase, 0, {task: (0, 0) for task in TASKS}
+        self._phase = phase
+        self._mixture_index = 0
+        self._tokens = {task: (0, 0) for task in TASKS}  # (examples, tokens) of this phase
 
-    def _draw(self, mixture):
-        """Adds the next good example of the mixture's choice to the window."""
-        task, source = mixture.pick(self._drawn, tokens=self._tokens)
-        stream, first = self._streams[source], self.next[source]
+    def _add_example(self, mixture):
+        """Adds the next usable example of the mixture's choice to the window."""
+        task, source = mixture.pick(self._mixture_index, tokens=self._tokens)
+        stream, first = self._streams[source], self.read_counts[source]
+        limit = max(MAX_CONSECUTIVE_BAD, len(stream.source) // self._shape.shards)
         while True:
-            place = self.next[source]
-            self.next[source] += 1
+            count = self.read_counts[source]
+            self.read_counts[source] += 1
             try:
-                example = self._read(source, place, task)
+                example = self._read(source, count, task)
                 break
             except BadRecord as error:
-                self._bad.bad(stream.record_id(self._position(place)), error)
-                if place - first >= max(MOST_IN_A_ROW, len(stream.source) // self._layout.shards):
+                self._bad_records.count_bad(stream.record_id(self._position(count)), error)
+                if count - first >= limit:
                     raise UserError(
-                        f"Source {source!r} gave no example of {task} in {place - first} records; the last one: {error}."
+                        f"Source {source!r} has no usable {task} example in {count - first} "
+                        f"records; the last error is: {error}."
                     ) from None
-        self._bad.good()
-        self._drawn += 1
+        self._bad_records.count_usable()
+        self._mixture_index += 1
         examples, tokens = self._tokens[task]
         self._tokens[task] = (examples + 1, tokens + len(example.tokens))
-        self._window.append((source, place, task, example))
+        self._window.append(WaitingExample(source, count, task, example))
 
-    def _position(self, place):
-        """Where the shard's n-th record of a source lies in its stream, which is dealt out like cards."""
-        return self._number + place * self._layout.shards
+    def _position(self, count):
+        """Position in a source's stream of this shard's record number `count`: every V-th."""
+        return self._number + count * self._shape.shards
 
-    def _read(self, source, place, task):
-        example = self._streams[source].example(self._position(place), task=task)
-        if len(example.und_images) > self._layout.und_slots or len(example.gen_images) > self._layout.gen_slots:
-            raise BadRecord("more pictures than slots")  # no group could ever hold it
-        if any(kept(picture) != self._layout.kept for picture in example.gen_images):
-            raise BadRecord(f"not cached as {self._layout.kept[0]} like the others")
+    def _read(self, source, count, task):
+        example = self._streams[source].example(self._position(count), task=task)
+        shape = self._shape
+        too_many_to_understand = len(example.und_images) > shape.und_slots
+        too_many_to_generate = len(example.gen_images) > shape.gen_slots
+        if too_many_to_understand or too_many_to_generate:
+            raise BadRecord("more images than slots")  # no group could hold it
+        if any(form_of(image) != shape.gen_form for image in example.gen_images):
+            raise BadRecord(f"image to generate is not given as {shape.gen_form.kind}")
         return example
 
     def get_state(self):
-        """The position, plain JSON."""
+        """The position as plain JSON."""
         return {
             "groups": self._groups,
             "phase": self._phase,
-            "drawn": self._drawn,
+            "drawn": self._mixture_index,
             "tokens": {task: list(pair) for task, pair in self._tokens.items()},
-            "next": dict(self.next),
-            "window": [list(entry[:-1]) for entry in self._window],
+            "next": dict(self.read_counts),
+            "window": [[waiting.source, waiting.count, waiting.task] for waiting in self._window],
         }
 
     def set_state(self, state, *, new_mixture=False):
-        """Goes to a saved position; the waiting examples are read again. A new mixture starts anew."""
-        self._groups, self._phase, self._drawn = state["groups"], state["phase"], state["drawn"]
+        """Continues at a saved position, reading waiting examples again; a new mixture restarts."""
+        self._groups = state["groups"]
+        self._phase = state["phase"]
+        self._mixture_index = state["drawn"]
         self._tokens = {task: tuple(pair) for task, pair in state["tokens"].items()}
-        self.next = dict.fromkeys(self.next, 0) | state["next"]
+        self.read_counts = dict.fromkeys(self.read_counts, 0) | state["next"]
         self._window = []
-        for source, place, task in state["window"]:
-            if source not in self._streams:  # no longer mixed
+        for source, count, task in state["window"]:
+            if source not in self._streams:  # the new mixture does not use it
                 continue
             try:
-                self._window.append((source, place, task, self._read(source, place, task)))
-            except BadRecord as error:  # slots may have become fewer
-                self._bad.bad(self._streams[source].record_id(self._position(place)), error)
+                example = self._read(source, count, task)
+            except BadRecord as error:  # there may be fewer slots than before
+                record_id = self._streams[source].record_id(self._position(count))
+                self._bad_records.count_bad(record_id, error)
+            else:
+                self._window.append(WaitingExample(source, count, task, example))
         if new_mixture:
-            self._start_phase(-1)  # next_group finds which
+            self._start_phase(-1)  # next_group finds the phase

@@ -1,4 +1,4 @@
-"""Made-up data for benchmarks: photos that are none, words that mean nothing, examples of given lengths."""
+"""Made-up data for benchmarks: noise images, meaningless words, examples of given lengths."""
 
 import io
 
@@ -7,14 +7,14 @@ from PIL import Image
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data import tokenizer
-from janus_jax.data.images import opened
+from janus_jax.data.images import read_header
 from janus_jax.data.packing_stats import Lengths
 
 SYLLABLES = "ka lo mi ter on da sel vu ri pan este mor".split()
 
 
 def photo(rng, *, size):
-    """A JPEG as heavy as a photo of its size: smooth shapes under a little grain."""
+    """A JPEG with about as many bytes as a photo of this size: smooth shapes and a little noise."""
     small = Image.fromarray(rng.integers(0, 256, (size // 16, size // 16, 3), np.uint8))
     smooth = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), np.int16)
     pixels = np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
@@ -24,64 +24,99 @@ def photo(rng, *, size):
 
 
 def words(rng, count):
-    """So many words of two or three syllables, a few of them common, as in a language."""
-    picks = np.minimum(rng.zipf(1.3, (count, 3)) - 1, 10**6) % len(SYLLABLES)
-    return " ".join("".join(SYLLABLES[k] for k in pick[: 2 + (pick[0] + pick[1]) % 2]) for pick in picks)
+    """`count` words of two or three syllables; as in natural language, a few are very common."""
+    choices = np.minimum(rng.zipf(1.3, (count, 3)) - 1, 10**6) % len(SYLLABLES)
+    return " ".join(
+        "".join(SYLLABLES[k] for k in choice[: 2 + (choice[0] + choice[1]) % 2])
+        for choice in choices
+    )
 
 
 def text_tokenizer(rng):
-    """The content of a tokenizer.json that knows such words about as well as a real one knows real words."""
-    return tokenizer.train((words(rng, 50) for _ in range(100)), vocab_size=4_000, extra=tokenizer.PRO_ROLES)
+    """The content of a tokenizer.json that splits them like a real tokenizer splits real words."""
+    texts = (words(rng, 50) for _ in range(100))
+    return tokenizer.train(texts, vocab_size=4_000, extra=tokenizer.PRO_ROLES)
 
 
 def records(rng, *, size, codes=0, count=256):
-    """{task: records}: captions, texts of lognormal length, prompts; `codes` a picture instead of pixels to draw."""
+    """Made-up records of all tasks.
+
+    Args:
+      rng: numpy Generator.
+      size: height and width of images.
+      codes: number of codes of an image to generate, given instead of pixels; 0 gives pixels.
+      count: number of records of each task.
+
+    Returns:
+      {task: records}: captions, texts of lognormal length, prompts.
+    """
     photos = [photo(rng, size=size) for _ in range(min(count, 64))]
-    lines = lambda median, spread: words(rng, max(int(rng.lognormal(np.log(median), spread)), 3))
-    drawn = lambda i: {"codes": rng.integers(0, 4096, codes).tolist()} if codes else {"image": photos[i % len(photos)]}
+
+    def text(median, sigma):
+        return words(rng, max(int(rng.lognormal(np.log(median), sigma)), 3))
+
+    def image_to_generate(i):
+        if codes:
+            return {"codes": rng.integers(0, 4096, codes).tolist()}
+        return {"image": photos[i % len(photos)]}
+
     return {
-        "understanding": [{"image": photos[i % len(photos)], "caption": lines(30, 0.6)} for i in range(count)],
-        "text": [{"text": lines(350, 1.0)} for _ in range(count)],
-        "generation": [{"prompt": lines(20, 0.5), **drawn(i)} for i in range(count)],
+        "understanding": [
+            {"image": photos[i % len(photos)], "caption": text(30, 0.6)} for i in range(count)
+        ],
+        "text": [{"text": text(350, 1.0)} for _ in range(count)],
+        "generation": [{"prompt": text(20, 0.5), **image_to_generate(i)} for i in range(count)],
     }
 
 
 def table(dims):
     """The lengths of a shape file as whole examples: {task: Lengths}."""
-    picture, lengths = dims["image"]["tokens"], dims["lengths"]
-    count = lambda name: np.array(lengths[name])
+    image_tokens = dims["image"]["tokens"]
+    und, text, gen = (np.array(dims["lengths"][name]) for name in ("und", "text", "gen"))
     return {
-        "understanding": Lengths(count("und") + picture + 2, np.ones_like(count("und"))),
-        "text": Lengths(count("text"), np.zeros_like(count("text"))),
-        "generation": Lengths(count("gen") + 1 + picture, np.ones_like(count("gen"))),
+        "understanding": Lengths(und + image_tokens + 2, np.ones_like(und)),
+        "text": Lengths(text, np.zeros_like(text)),
+        "generation": Lengths(gen + 1 + image_tokens, np.ones_like(gen)),
     }
 
 
 def realistic(*, und_tokens=576, gen_tokens=576, length=4096, points=120):
-    """Lengths of the same form at 384 px and rows of 4096: quantiles of lognormals.
+    """Typical lengths of real data sets as quantiles of lognormals: {task: Lengths}.
 
-    Captions and answers of median 60, texts of median 400 cut at a row, prompts of median 40 tokens.
+    The medians are 60 tokens of captions and answers, 400 of texts, which are cut at a row, and 40
+    of prompts.
+
+    Args:
+      und_tokens: features of an image to understand.
+      gen_tokens: tokens of an image to generate.
+      length: L.
+      points: number of quantiles per task.
     """
 
-    def quantiles(median, sigma, lowest, highest):
+    def quantiles(median, sigma, shortest, longest):
         normal = np.sort(np.random.default_rng(0).standard_normal(points * 101))[50::101]
-        return np.clip(median * np.exp(sigma * normal), lowest, highest).astype(int)
+        return np.clip(median * np.exp(sigma * normal), shortest, longest).astype(int)
 
-    ones, none = np.ones(points, int), np.zeros(points, int)
+    answers = quantiles(60, 0.7, 8, length - und_tokens - 2)
+    texts = quantiles(400, 1.0, 16, length)
+    prompts = quantiles(40, 0.6, 8, min(500, length - gen_tokens - 1))
+    one_image = np.ones(points, int)
     return {
-        "understanding": Lengths(quantiles(60, 0.7, 8, length - und_tokens - 2) + und_tokens + 2, ones),
-        "text": Lengths(quantiles(400, 1.0, 16, length), none),
-        "generation": Lengths(quantiles(40, 0.6, 8, min(500, length - gen_tokens - 1)) + gen_tokens + 1, ones),
+        "understanding": Lengths(answers + und_tokens + 2, one_image),
+        "text": Lengths(texts, np.zeros(points, int)),
+        "generation": Lengths(prompts + gen_tokens + 1, one_image),
     }
 
 
 class TableSource:
-    """Examples of given lengths as a source: a record is its number."""
+    """A source whose records are the lengths of one task's examples."""
 
-    cache = {}
+    cache = {}  # see Source: it is no cache
 
     def __init__(self, task, lengths):
-        self.name, self.path, self._task, self._lengths = task, task, task, lengths
+        self.name = task
+        self.path = task
+        self._lengths = lengths
 
     def __len__(self):
         return len(self._lengths.tokens)
@@ -90,29 +125,46 @@ class TableSource:
         return {"tokens": int(self._lengths.tokens[index])}
 
     def locate(self, index):
-        """Its number."""
+        """The record's number."""
         return f"record {index}"
 
 
 class TableMaker:
-    """Makes examples of a table's lengths: random ids, one encoded picture for all, codes in place of pictures to draw."""
+    """Makes examples of a TableSource: random ids, one image to understand, codes to generate."""
 
     def __init__(self, *, tokens, vocab_size, codebook_size, encoded, first_text=16, image=3):
-        """`tokens` of a picture to understand, and of one to draw; `encoded` is the picture of all examples."""
-        (self._seen, self._drawn), self._vocab, self._codes = tokens, vocab_size, codebook_size
-        self._encoded, self._first, self._image = encoded, first_text, image
+        """Sets the contents.
+
+        Args:
+          tokens: of an image to understand, and of one to generate.
+          vocab_size: text ids are below it.
+          codebook_size: codes are below it.
+          encoded: bytes of the image that all examples share.
+          first_text: lowest text id.
+          image: the placeholder's id.
+        """
+        self._und_tokens, self._gen_tokens = tokens
+        self._vocab_size = vocab_size
+        self._codebook_size = codebook_size
+        self._encoded = encoded
+        self._first_text = first_text
+        self._image = image
 
     def __call__(self, record, *, task, rng, record_id=""):
-        """As `tasks.ExampleMaker`."""
+        """As `examples.ExampleMaker`."""
         n = record["tokens"]
-        tokens = rng.integers(self._first, self._vocab, n).astype(np.int32)
+        tokens = rng.integers(self._first_text, self._vocab_size, n).astype(np.int32)
         weights = np.ones(n, np.float32)
         weights[-1] = 0
+        example = Example(tokens, weights, TASKS.index(task), record_id=record_id)
         if task == "text":
-            return Example(tokens, weights, TASKS.index(task), record_id=record_id)
+            return example
         if task == "understanding":
-            tokens[2 : 2 + self._seen], weights[: 2 + self._seen] = self._image, 0
-            return Example(tokens, weights, 0, (opened(self._encoded),), (2,), record_id=record_id)
-        start, codes = n - self._drawn, rng.integers(0, self._codes, self._drawn).astype(np.int32)
+            features_end = 2 + self._und_tokens
+            tokens[2:features_end] = self._image
+            weights[:features_end] = 0
+            return example._replace(und_images=(read_header(self._encoded),), und_starts=(2,))
+        start = n - self._gen_tokens
+        codes = rng.integers(0, self._codebook_size, self._gen_tokens).astype(np.int32)
         tokens[start:] = self._image
-        return Example(tokens, 0 * weights, 2, gen_images=(codes,), gen_starts=(start,), record_id=record_id)
+        return example._replace(text_weights=0 * weights, gen_images=(codes,), gen_starts=(start,))

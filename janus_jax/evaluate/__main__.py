@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from janus_jax import checkpoint, cli, distributed
-from janus_jax.data.files import PICTURES, files_at, make_folder
+from janus_jax.data.files import IMAGE_ENDINGS, files_at, make_folder
 from janus_jax.errors import UserError
 from janus_jax.evaluate.base import Options
 from janus_jax.evaluate.benchmarks import BENCHMARKS
@@ -122,7 +122,7 @@ def _comparison():
         raise UserError(
             "--features_mean and --features_std are one number or three, as in 1,2,3; std above 0."
         )
-    files_at(REFERENCE.value, *PICTURES)
+    files_at(REFERENCE.value, *IMAGE_ENDINGS)
     features = Features(FEATURES.value, mean=mean, std=std, side=SIDE.value)
     settings = {flag.name: flag.value for flag in (FEATURES, REFERENCE, MEAN, STD, SIDE)}
     return Comparison(features, REFERENCE.value, settings)

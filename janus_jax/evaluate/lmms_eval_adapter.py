@@ -20,7 +20,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from janus_jax.data import chat
-from janus_jax.data.files import PICTURES
+from janus_jax.data.files import IMAGE_ENDINGS
 from janus_jax.data.images import BadRecord, decode
 from janus_jax.errors import UserError
 from janus_jax.evaluate import runner
@@ -226,7 +226,7 @@ def read_images(visuals, task):
         return [image for part in visuals for image in read_images(part, task)]
     if isinstance(visuals, Image.Image):
         return [visuals.convert("RGB")]
-    if not isinstance(visuals, (str, Path)) or Path(visuals).suffix.lower() not in PICTURES:
+    if not isinstance(visuals, (str, Path)) or Path(visuals).suffix.lower() not in IMAGE_ENDINGS:
         raise UserError(f"Task {task!r} has the input {visuals!r}; janus_jax supports images only.")
     try:
         return [decode(Path(visuals).read_bytes())]

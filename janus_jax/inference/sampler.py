@@ -73,7 +73,7 @@ class Sampler:
         """
         self._check_generation_nets()
         roles = self.template.roles if self.template.kind == "chat" else None
-        texts = ["".join(p.text for p in chat.drawing_prompt(prompt, roles=roles)) for prompt in prompts]
+        texts = ["".join(p.text for p in chat.generation_prompt(prompt, roles=roles)) for prompt in prompts]
         t, seeds = self.tokenizer, np.asarray(seeds, np.uint32)
         prefix_tokens = [getattr(t, name) for name in self._generator.prefix_tokens]
         ids, real = decode.right_align([[t.bos, *t.encode(text)[0], *prefix_tokens] for text in texts], pad_id=t.pad)

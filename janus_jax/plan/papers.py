@@ -35,7 +35,7 @@ def implied_utilisation():
             networks[page] = stage.network
             tokens = stage.settings["batch"] * stage.settings["length"]
             stats = packing_stats.expected(
-                lengths, stage.settings["mixture"], tokens=tokens, picture_tokens=stage.und_tokens
+                lengths, stage.settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens
             )
             steps = stage_2_steps if name == "stage_2" else stage.settings["steps"]
             total_tokens += steps * tokens

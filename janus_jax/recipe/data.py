@@ -6,9 +6,10 @@ from janus_jax import fingerprint
 from janus_jax.batch import TASKS
 from janus_jax.data import packing_stats, synthetic
 from janus_jax.data import tokenizer as text_tokenizer
-from janus_jax.data.examples import ExampleMaker
+from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.examples import Augmentation, ExampleMaker, ImageTokens, Template
 from janus_jax.data.pipeline import Pipeline
-from janus_jax.data.shards import Layout
+from janus_jax.data.shards import BatchShape, Stream
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
 from janus_jax.generation import generation_path
@@ -34,26 +35,24 @@ def build_pipeline(stage, *, host, report=None):
         if not settings[slots] and any(phase.ratio[TASKS.index(task)] for phase in stage.phases):
             raise UserError(f"Stage {stage.name} mixes {task} images but config.stages.{stage.name}.{slots} is 0.")
     make, tokenizer = build_example_maker(stage)
+    sources = open_sources(stage.config, source_names(stage))
     pipeline = Pipeline(
-        layout=build_layout(stage),
-        sources=open_sources(stage.config, source_names(stage)),
-        make=make,
+        build_batch_shape(stage),
+        streams={name: Stream(s, make=make, seed=stage.seed) for name, s in sources.items()},
         phases=stage.phases,
-        seed=stage.seed,
         pad_id=tokenizer.pad,
+        bad_records=BadRecords(data["bad_record_limit"], sources=sources, report=report),
         unit=data["mixture_unit"],
-        bad_limit=data["bad_record_limit"],
-        report=report,
         host=host,
         workers=os.cpu_count() if data["workers"] < 0 else data["workers"],
     )
     return pipeline, tokenizer
 
 
-def build_layout(stage):
+def build_batch_shape(stage):
     """The fixed shape of the stage's batches."""
     settings, model = stage.settings, stage.model
-    return Layout(
+    return BatchShape(
         groups=stage.groups,
         und_size=model["understanding"]["encoder"]["image_size"],
         gen_size=model["generation"]["image_size"],
@@ -72,16 +71,20 @@ def build_example_maker(stage):
     path = generation_path(stage.model["generation"]["kind"])
     make = ExampleMaker(
         tokenizer,
-        template=stage.template,
-        und_tokens=stage.und_tokens,
-        gen_tokens=stage.gen_tokens,
-        prefix_tokens=path.prefix_tokens,
-        attend_to_dropped_prompt=path.attend_to_dropped_prompt,
+        template=Template(
+            stage.template, **{k: data[k] for k in ("roles", "system_prompt", "caption_prompt")}
+        ),
+        image_tokens=ImageTokens(
+            stage.und_tokens,
+            stage.gen_tokens,
+            prefix_tokens=path.prefix_tokens,
+            attend_to_dropped_prompt=path.attend_to_dropped_prompt,
+        ),
+        augmentation=Augmentation(
+            **{k: data[k] for k in ("prompt_drop", "first_sentence", "crop")}
+        ),
         max_length=stage.settings["length"],
-        **{
-            k: data[k]
-            for k in ("roles", "system_prompt", "caption_prompt", "prompt_drop", "first_sentence", "crop", "overlong")
-        },
+        overlong=data["overlong"],
     )
     return make, tokenizer
 
@@ -146,7 +149,7 @@ def check_caches(stage, sources, params):
         "fingerprint": fingerprint.fingerprint(tokenizer),
     }
     for name, source in caches.items():
-        expected = current | source.pictures
+        expected = current | source.image_options
         differing = [field for field in expected if source.cache.get(field) != expected[field]]
         if not stage.trains_tokenizer and not differing:
             continue
@@ -184,4 +187,4 @@ def expected_statistics(stage):
         groups=100,
     )
     tokens = settings["batch"] * settings["length"] * packed.token_fill
-    return packing_stats.expected(lengths, settings["mixture"], tokens=tokens, picture_tokens=stage.und_tokens)
+    return packing_stats.expected(lengths, settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens)

@@ -1,14 +1,15 @@
-"""Records on disk, by index; a page for each kind of file, and `KINDS` names them all.
+"""Records on disk, read by index; one module per kind of file, all of them listed in `KINDS`.
 
-A kind is a class: `Kind(path, **options)` opens the data, `len(kind)` and `kind[index]` read them, and
-`kind.locate(index)` says where a record lies, for reports. Fields are renamed by a map in config, {our name: its name},
-so that data need no conversion. A new kind is a page here and a line below.
+A kind is a class: `Kind(path, **options)` opens the data, `len(kind)` and `kind[index]` read
+records, and `kind.locate(index)` names a record's file and position for reports. Fields are renamed
+by a map in the config, {our name: name in the record}, so that data need no conversion. A new kind is
+a module here and a line in `KINDS`.
 """
 
 import json
 from pathlib import Path
 
-from janus_jax.data.images import Picture, check_options
+from janus_jax.data.images import EncodedImage, check_options
 from janus_jax.data.sources.array_record import ArrayRecordSource
 from janus_jax.data.sources.captioned_folder import CaptionedFolderSource
 from janus_jax.data.sources.class_folder import ClassFolderSource
@@ -30,23 +31,23 @@ KINDS = {
 
 
 class Source:
-    """A named source: records with the field names that `tasks` knows."""
+    """A named source: records with the field names that `data/examples.py` reads."""
 
     def __init__(self, name, *, kind, path, fields=None, exif="ignore", alpha="drop", **options):
-        """Opens it.
+        """Opens the data.
 
         Args:
           name: its name in config, for reports.
           kind: a key of KINDS.
-          path: file pattern or folder. A folder that `prepare` filled from a source is read as such, whatever
-            the kind and the fields of that source.
-          fields: {our name: name in the record, 'outer.inner' inside a nested one, or '=text' for a constant}; None
-            keeps the record's own names.
-          exif, alpha: what is done to pictures beyond the released processor, see `image_ops.Picture`.
-          **options: of the kind, `split` for tfds.
+          path: file pattern or folder. A folder that `prepare` made from a source is recognised by
+            its about.json; `kind`, `fields` and options of the original source are then ignored.
+          fields: {our name: name in the record, 'outer.inner' for a nested field, or '=text' for a
+            constant}; None means that the record uses our names.
+          exif, alpha: options of images, see `images.EncodedImage`.
+          **options: of the kind, such as `split` of tfds.
 
         Raises:
-          UserError: for an unknown kind, and for missing or empty data, with the source's name and the way out.
+          UserError: for an unknown kind, missing or empty data, and unknown options.
         """
         if kind not in KINDS:
             raise UserError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
@@ -57,8 +58,9 @@ class Source:
             self._records = KINDS[kind](path, **options)
         except (UserError, TypeError) as error:  # TypeError: an option that the kind does not have
             raise UserError(
-                f"Source {name!r}: {error} Name your data with --config.data.sources.{name}.path=..., or make a "
-                "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`."
+                f"Source {name!r}: {error} Set the path of your data with "
+                f"--config.data.sources.{name}.path=..., or make a built-in data set with "
+                "`python -m janus_jax.prepare shapes --out=data/shapes`."
             ) from None
         if not len(self._records):
             raise UserError(f"Source {name!r}: {str(path)!r} holds no records.")
@@ -66,44 +68,59 @@ class Source:
             check_options(exif=exif, alpha=alpha)
         except ValueError as error:
             raise UserError(f"Source {name!r}: {error}") from None
-        self.name, self.path, self.fields, self.pictures = name, path, fields, dict(exif=exif, alpha=alpha)
+        self.name = name
+        self.path = path
+        self.fields = fields
+        self.image_options = {"exif": exif, "alpha": alpha}
         self.cache = about if "fingerprint" in about else {}
 
     def __len__(self):
         return len(self._records)
 
     def __getitem__(self, index):
-        """The record, its fields renamed."""
+        """The record with its fields renamed."""
         record = self._records[index]
         if self.fields is not None:
             record = {ours: _pick(record, theirs) for ours, theirs in self.fields.items()}
-        return record if self.pictures == dict(exif="ignore", alpha="drop") else self._with_options(record)
+        if self.image_options == {"exif": "ignore", "alpha": "drop"}:
+            return record
+        return self._with_options(record)
 
     def locate(self, index):
-        """Where a record lies, in words."""
+        """File and position of a record, as text."""
         return self._records.locate(index)
 
     def _with_options(self, record):
-        wrap = lambda encoded: encoded if encoded is None else Picture(encoded, **self.pictures)
-        changed = {"image": wrap(record["image"])} if "image" in record else {}
-        changed |= {"images": [wrap(i) for i in record["images"]]} if record.get("images") is not None else {}
-        return record | changed
+        """The record with an EncodedImage for every image."""
+
+        def wrap(encoded):
+            return encoded if encoded is None else EncodedImage(encoded, **self.image_options)
+
+        record = dict(record)
+        if "image" in record:
+            record["image"] = wrap(record["image"])
+        if record.get("images") is not None:
+            record["images"] = [wrap(encoded) for encoded in record["images"]]
+        return record
 
 
 def _about(path):
-    """about.json of a folder that `prepare` filled from a source, {} of anything else."""
+    """about.json of a folder that `prepare` made from a source; {} for any other path."""
     file = Path(path) / "about.json"
     about = json.loads(file.read_text()) if file.is_file() else {}
     if not isinstance(about, dict) or "files" not in about:
         return {}
     done = len(list(file.parent.glob("*-of-*.array_record")))
     if done < about["files"]:
-        raise UserError(f"{str(path)!r} has {done} of its {about['files']} files; give the command that makes it once more.")
+        raise UserError(
+            f"{str(path)!r} has {done} of its {about['files']} files; run the command that makes it"
+            " again."
+        )
     return about
 
 
 def _pick(record, name):
-    """A field by its name, a constant, or a field of a nested record."""
+    """A field, a field of a nested record, or a constant; None if it is missing."""
     if name.startswith("="):
         return name[1:]
     if name in record or "." not in name:

@@ -1,4 +1,4 @@
-"""ArrayRecord files of msgpack maps: what `prepare` writes, and the quickest kind to read."""
+"""ArrayRecord files of msgpack maps: what `prepare` writes, and the fastest kind to read."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from janus_jax.errors import UserError
 
 
 class ArrayRecordSource:
-    """All files of a pattern or folder, one msgpack map a record."""
+    """All files of a pattern or folder; a record is a msgpack map."""
 
     def __init__(self, path):
         files = files_at(path, ".array_record")
@@ -33,7 +33,7 @@ class ArrayRecordSource:
             raise BadRecord("unreadable record") from None
 
     def locate(self, index):
-        """Its number over all files."""
+        """The record's number over all files."""
         return f"record {index}"
 
 
@@ -47,5 +47,5 @@ def write_array_record(path, records):
 
 
 def _plain(value):
-    """Numbers and arrays of numpy as Python has them; dates and the like as text."""
+    """numpy scalars and arrays -> Python numbers and lists; other types -> text."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

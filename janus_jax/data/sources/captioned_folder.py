@@ -1,28 +1,28 @@
-"""A folder of pictures with a text file beside each: `fox.jpg` and `fox.txt`."""
+"""A folder of images, each with a text file of the same name: `fox.jpg` and `fox.txt`."""
 
 from pathlib import Path
 
-from janus_jax.data.files import PICTURES, files_at
+from janus_jax.data.files import IMAGE_ENDINGS, files_at
 from janus_jax.data.images import BadRecord
 
 
 class CaptionedFolderSource:
-    """Pictures of a folder and its folders, with their text as `caption` and as `prompt`."""
+    """Images of a folder and its subfolders, with their text as `caption` and as `prompt`."""
 
     def __init__(self, path):
-        self._files = files_at(path, *PICTURES)
+        self._files = files_at(path, *IMAGE_ENDINGS)
 
     def __len__(self):
         return len(self._files)
 
     def __getitem__(self, index):
-        picture = Path(self._files[index])
+        file = Path(self._files[index])
         try:
-            text = picture.with_suffix(".txt").read_bytes()
+            text = file.with_suffix(".txt").read_bytes()
         except OSError:
-            raise BadRecord("no text file beside the picture") from None
-        return {"image": picture.read_bytes(), "caption": text, "prompt": text}
+            raise BadRecord("no text file for the image") from None
+        return {"image": file.read_bytes(), "caption": text, "prompt": text}
 
     def locate(self, index):
-        """The picture's path."""
+        """The image's path."""
         return self._files[index]

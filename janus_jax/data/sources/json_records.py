@@ -1,4 +1,4 @@
-"""JSON and JSONL files, pictures beside them in a folder: LLaVA's form, or any other through the map of fields."""
+"""JSON and JSONL files with images in a folder: LLaVA's format, or any other by `fields`."""
 
 import json
 import os
@@ -15,18 +15,27 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 
 class JsonSource:
-    """Records of `.jsonl` files, one a line, and of `.json` files, a list each.
+    """Records of `.jsonl` files, one per line, and of `.json` files, a list each.
 
-    LLaVA's `conversations` become our `conversation`. Strings in the fields `pictures` are names of files in the folder
-    `images`, or beside their JSON file without it, and are read.
+    LLaVA's `conversations` become our `conversation`.
     """
 
     def __init__(self, path, *, images=None, pictures=("image", "images")):
+        """Indexes the files.
+
+        Args:
+          path: file, folder or pattern.
+          images: folder of the image files; by default the folder of each JSON file.
+          pictures: fields whose strings are names of image files; the files are read.
+        """
         self._files = files_at(path, ".json", ".jsonl")
         if images is not None and not Path(images).expanduser().is_dir():
-            raise UserError(f"No folder of pictures at {str(images)!r}.")
-        self._roots = [Path(f).parent if images is None else Path(images).expanduser() for f in self._files]
-        self._pictures = pictures
+            raise UserError(f"There is no folder of images at {str(images)!r}.")
+        if images is None:
+            self._roots = [Path(file).parent for file in self._files]
+        else:
+            self._roots = [Path(images).expanduser()] * len(self._files)
+        self._image_fields = pictures
         self._readers = [_Lines(f) if f.endswith(".jsonl") else _List(f) for f in self._files]
         self._parts = Parts([len(reader) for reader in self._readers])
 
@@ -41,39 +50,46 @@ class JsonSource:
             raise BadRecord("unreadable JSON") from None
         if not isinstance(record, dict):
             raise BadRecord("record is no JSON object")
-        for name in self._pictures:
-            if isinstance(record.get(name), (str, list)):
-                names = record[name]
-                read = lambda n: None if n is None else _read(self._roots[part], n)
-                record = record | {name: read(names) if isinstance(names, str) else [read(n) for n in names]}
+        root = self._roots[part]
+        for field in self._image_fields:
+            value = record.get(field)
+            if isinstance(value, str):
+                record = record | {field: _read(root, value)}
+            elif isinstance(value, list):
+                record = record | {
+                    field: [name if name is None else _read(root, name) for name in value]
+                }
         return as_conversation(record)
 
     def locate(self, index):
-        """File and line, or place in the list; both from 1."""
+        """File, and the line or the number in the list; both count from 1."""
         part, number = self._parts.find(index)
         reader = self._readers[part]
-        lines = isinstance(reader, _Lines)
-        return f"{self._files[part]}, {f'line {reader.numbers[number] + 1}' if lines else f'record {number + 1}'}"
+        if isinstance(reader, _Lines):
+            return f"{self._files[part]}, line {reader.numbers[number] + 1}"
+        return f"{self._files[part]}, record {number + 1}"
 
 
 def _read(root, name):
     if not isinstance(name, str):
-        raise BadRecord("picture without a file name")
+        raise BadRecord("image without a file name")
     if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
-        raise BadRecord("picture outside the folder of pictures")
+        raise BadRecord("image outside the folder of images")
     try:
         return (root / name).read_bytes()
     except OSError:
-        raise BadRecord("missing picture file") from None
+        raise BadRecord("missing image file") from None
 
 
 class _Lines:
-    """Lines of a file that are not blank; only their numbers and places are held."""
+    """The lines of a file that are not blank; only their numbers and byte offsets are in memory."""
 
     def __init__(self, file):
         self._file = file
         with open(file, "rb") as lines:
-            lengths = np.fromiter((len(line) if line.strip() else -len(line) for line in lines), np.int64)
+            # Blank lines count negatively.
+            signed = (len(line) if line.strip() else -len(line) for line in lines)
+            lengths = np.fromiter(signed, np.int64)
         self.numbers = np.flatnonzero(lengths > 0)
         self._ends = np.cumsum(np.abs(lengths))
 
@@ -95,20 +111,26 @@ class _List(list):
         try:
             records = json.loads(Path(file).read_text("utf-8-sig"))
         except ValueError as error:
-            raise UserError(f"{file!r} is no JSON: {error}.") from None
+            raise UserError(f"{file!r} is no valid JSON: {error}.") from None
         if not isinstance(records, list):
-            raise UserError(f"{file!r} holds no list of records.")
+            raise UserError(f"{file!r} is no list of records.")
         super().__init__(records)
 
 
 def as_conversation(record):
-    """LLaVA's `conversations` with <image> marks -> our `conversation` and `images`; other records stay as they are."""
+    """LLaVA's `conversations` -> our `conversation` and `images`; other records stay unchanged."""
     if not isinstance(record.get("conversations"), list) or "conversation" in record:
         return record
     turns = [
-        {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"].replace("<image>", IMAGE)}
+        {
+            "role": ROLES.get(turn["from"], turn["from"]),
+            "content": turn["value"].replace("<image>", IMAGE),
+        }
         for turn in record["conversations"]
     ]
     images = record.get("images", record.get("image"))
-    images = [] if images is None else images if isinstance(images, list) else [images]
+    if images is None:
+        images = []
+    elif not isinstance(images, list):
+        images = [images]
     return record | {"conversation": turns, "images": images}

@@ -11,7 +11,7 @@ import numpy as np
 import rich.progress
 from PIL import Image
 
-from janus_jax.data.files import PICTURES, files_at
+from janus_jax.data.files import IMAGE_ENDINGS, files_at
 from janus_jax.errors import UserError
 
 INCEPTION = "pt_inception-2015-12-05-6726825d"  # the usual file name of the network of FID
@@ -260,7 +260,7 @@ def distance(folder, comparison: Comparison, *, batch=64):
 
 def _images_by_name(folder):
     """{relative path without its ending: file}."""
-    files = files_at(str(folder), *PICTURES)
+    files = files_at(str(folder), *IMAGE_ENDINGS)
     root = os.path.expanduser(folder)
     by_name = {os.path.splitext(os.path.relpath(file, root))[0]: file for file in files}
     if len(by_name) < len(files):

@@ -2,7 +2,7 @@
 
 from absl import logging
 
-from janus_jax.data.files import PICTURES
+from janus_jax.data.files import IMAGE_ENDINGS
 from janus_jax.errors import UserError
 from janus_jax.evaluate.understanding.base import (
     Question,
@@ -130,7 +130,7 @@ class Mme(QuestionBenchmark):
         names = {
             path.stem: path.name
             for path in sorted(images.glob("*"))
-            if path.suffix.lower() in PICTURES
+            if path.suffix.lower() in IMAGE_ENDINGS
         }
         files = sorted(texts.glob("*.txt"))
         if not files:

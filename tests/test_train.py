@@ -202,7 +202,7 @@ def broken(data, tmp_path_factory):
         ("--config.stpes=3", "no field 'stpes'"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
         ("--workdir=gs://bucket/run", "no folder; mount the bucket"),
-        ("--config.data.sources.scenes.path={folder}/cut.array_record", r"unusable.*undecodable picture.*scenes/[01]/"),
+        ("--config.data.sources.scenes.path={folder}/cut.array_record", r"unusable.*undecodable.*scenes/[01]/"),
     ],
 )
 def test_mistakes_end_the_command_with_a_sentence(config_file, broken, tmp_path, flag, message):
@@ -229,7 +229,7 @@ def test_mistakes_end_the_command_with_a_sentence(config_file, broken, tmp_path,
         ("stages.stage_2.template", "caht", "'caht'.*known: 'plain' and 'chat'"),
         ("stages.stage_2.und_slots", 0, "mixes understanding pictures but .*und_slots is 0"),
         ("data.sources.text.path", "{folder}/empty.array_record", "empty.array_record' holds no records"),
-        ("data.sources.scenes.path", "{folder}/broken.array_record", r"unusable.*undecodable picture.*scenes/[01]/"),
+        ("data.sources.scenes.path", "{folder}/broken.array_record", r"unusable.*undecodable.*scenes/[01]/"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(config, broken, tmp_path, field, value, message):

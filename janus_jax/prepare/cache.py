@@ -210,7 +210,7 @@ def _start_folder(out, about):
         before = json.loads(file.read_text())
         if "field" in before:
             before.setdefault("shape", about.get("shape"))  # caches of version 0.1 lack it
-        changed = [name for name in about if before.get(name) != about[name]]
+        changed = [name for name in about | before if before.get(name) != about.get(name)]
         if changed:
             name = changed[0]
             raise UserError(

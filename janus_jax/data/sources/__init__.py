@@ -2,12 +2,17 @@
 
 A kind is a class: `Kind(path, **options)` opens the data, `len(kind)` and `kind[index]` read
 records, and `kind.locate(index)` names a record's file and position for reports. Fields are renamed
-by a map in the config, {our name: name in the record}, so that data need no conversion. A new kind is
-a module here and a line in `KINDS`.
+by a map in the config, {our name: name in the record}, so that data need no conversion. A new kind
+is a module here and a line in `KINDS`.
+
+A folder that `prepare` made (a copy or a cache of a source) is recognised by its about.json and
+read as ArrayRecord files with our field names, whatever the config says of the original data.
 """
 
 import json
 from pathlib import Path
+
+from absl import logging
 
 from janus_jax.data.images import EncodedImage, check_options
 from janus_jax.data.sources.array_record import ArrayRecordSource
@@ -40,7 +45,8 @@ class Source:
           name: its name in config, for reports.
           kind: a key of KINDS.
           path: file pattern or folder. A folder that `prepare` made from a source is recognised by
-            its about.json; `kind`, `fields` and options of the original source are then ignored.
+            its about.json; `kind`, `fields` and the kind's options are then ignored, so that only
+            the path of a source must change.
           fields: {our name: name in the record, 'outer.inner' for a nested field, or '=text' for a
             constant}; None means that the record uses our names.
           exif, alpha: options of images, see `images.EncodedImage`.
@@ -52,8 +58,16 @@ class Source:
         if kind not in KINDS:
             raise UserError(f"Source {name!r}: kind {kind!r} is unknown; known: {sorted(KINDS)}.")
         try:
-            about = _about(path)
+            about = _read_about(path)
             if about:
+                # A copy has our field names, but the config may still describe the original.
+                if kind != "array_record" or fields is not None or options:
+                    logging.info(
+                        "Source %r: %r was made by `prepare`; kind, fields and options of the "
+                        "original data are not applied to it",
+                        name,
+                        str(path),
+                    )
                 kind, fields, options = "array_record", None, {}
             self._records = KINDS[kind](path, **options)
         except (UserError, TypeError) as error:  # TypeError: an option that the kind does not have
@@ -104,7 +118,7 @@ class Source:
         return record
 
 
-def _about(path):
+def _read_about(path):
     """about.json of a folder that `prepare` made from a source; {} for any other path."""
     file = Path(path) / "about.json"
     about = json.loads(file.read_text()) if file.is_file() else {}
@@ -113,8 +127,8 @@ def _about(path):
     done = len(list(file.parent.glob("*-of-*.array_record")))
     if done < about["files"]:
         raise UserError(
-            f"{str(path)!r} has {done} of its {about['files']} files; run the command that makes it"
-            " again."
+            f"{str(path)!r} has {done} of its {about['files']} files; run the command that made it "
+            "again."
         )
     return about
 

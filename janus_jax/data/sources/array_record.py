@@ -38,7 +38,7 @@ class ArrayRecordSource:
 
 
 def write_array_record(path, records):
-    """Writes records, dicts of strings, numbers and bytes, as one ArrayRecord file for random access."""
+    """Writes records, dicts of strings, numbers and bytes, as a file for random access."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for record in records:

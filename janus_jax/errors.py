@@ -1,5 +1,8 @@
-"""The one kind of error that users are meant to see: their mistake, told in a sentence."""
+"""The error for mistakes of users."""
 
 
 class UserError(ValueError):
-    """What happened, the value, the way out. Commands print it without a traceback and exit with code 2."""
+    """Its message says what is wrong, where, and what to do.
+
+    Commands print it without a traceback and exit with code 2.
+    """

@@ -1,7 +1,7 @@
-"""JanusFlow's two small nets around the LLM: ConvNeXt blocks told of the time, a shallow U with one long skip.
+"""JanusFlow's encoder and decoder around the LLM: a shallow U-Net of ConvNeXt blocks with one skip.
 
-After the released code (JanusFlow, section 3.2, figure 2): each block is ConvNeXt V2's, with RMSNorm, and is modulated
-by the time after its residual sum. Feature maps are NHWC.
+As in the released code (JanusFlow, section 3.2, figure 2), a block is that of ConvNeXt V2 with
+RMSNorm, and the time modulates it after its residual sum. Feature maps are NHWC.
 """
 
 import jax
@@ -15,7 +15,7 @@ from janus_jax.layers.norm import RMSNorm
 
 
 def sinusoid(time, width):
-    """[cos | sin] of times at geometric frequencies: float[M] -> float32[M, width]."""
+    """Cosines, then sines, of times at geometric frequencies: float[M] -> float32[M, width]."""
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = time.astype(jnp.float32)[:, None] * frequencies[None]
@@ -23,41 +23,62 @@ def sinusoid(time, width):
 
 
 class Depthwise(nnx.Module):
-    """A convolution of every channel by itself, with bias, in fp32."""
+    """A depthwise convolution with bias, in fp32."""
 
     def __init__(self, rngs, dim, *, window):
         init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-        self.kernel = param(rngs, (window, window, 1, dim), ("window", "window", "conv_in", "conv_out"), init)
+        self.kernel = param(
+            rngs, (window, window, 1, dim), ("window", "window", "conv_in", "conv_out"), init
+        )
         self.bias = param(rngs, (dim,), ("conv_out",), zeros)
 
     def __call__(self, x):
         """float[M, h, w, C] -> float[M, h, w, C]."""
-        y = jax.lax.platform_dependent(x.astype(jnp.float32), self.kernel[...], cpu=banded, default=grouped)
+        x32 = x.astype(jnp.float32)
+        y = jax.lax.platform_dependent(x32, self.kernel[...], cpu=banded, default=grouped)
         return (y + trailing(self.bias, y)).astype(x.dtype)
 
 
 def grouped(x, kernel):
-    """float32[M, h, w, C] and float32[s, s, 1, C] -> float32[M, h, w, C], by XLA's own convolution."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=x.shape[-1])
+    """The convolution as XLA's own.
+
+    Args:
+      x: float32[M, h, w, C].
+      kernel: float32[s, s, 1, C], of a window of s x s pixels.
+
+    Returns:
+      float32[M, h, w, C].
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def banded(x, kernel):
-    """The same as one product: the window's rows stacked, and along the width a band matrix for every channel.
+    """The same as `grouped`, as one product with a band matrix per channel.
 
-    On CPU a tenth of the time of XLA's grouped convolution.
+    On CPU it takes a tenth of the time of XLA's grouped convolution. In the einsums, i and j are
+    rows and columns of the window, x is an input column and o an output column.
     """
-    (_, h, w, _), window = x.shape, len(kernel)
-    side = window // 2
-    place = jnp.arange(w)[None] - jnp.arange(w)[:, None] + side  # in the window, of an input column x for an output column o
-    band = jnp.einsum("oxj,ijc->ioxc", jax.nn.one_hot(place, window), rearrange(kernel, "i j 1 c -> i j c"))
-    padded = jnp.pad(x, ((0, 0), (side, side), (0, 0), (0, 0)))
+    _, h, w, _ = x.shape
+    window = len(kernel)
+    margin = window // 2
+    columns = jnp.arange(w)
+    j = columns[None] - columns[:, None] + margin  # window column that o needs of x; may be outside
+    one_hot = jax.nn.one_hot(j, window)
+    band = jnp.einsum("oxj,ijc->ioxc", one_hot, rearrange(kernel, "i j 1 c -> i j c"))
+    padded = jnp.pad(x, ((0, 0), (margin, margin), (0, 0), (0, 0)))
     rows = jnp.stack([padded[:, i : i + h] for i in range(window)])
     return jnp.einsum("ioxc,imhxc->mhoc", band, rows)
 
 
 class GRN(nnx.Module):
-    """Global response normalisation (ConvNeXt V2, section 3.2): channels compete by their norm over the map."""
+    """Global response normalisation (ConvNeXt V2, section 3.2): scales channels by their norms."""
 
     def __init__(self, rngs, dim):
         self.gain = param(rngs, (dim,), ("norm",), zeros)
@@ -67,13 +88,15 @@ class GRN(nnx.Module):
         """float[M, h, w, C] -> float[M, h, w, C]."""
         x32 = x.astype(jnp.float32)
         squares = jnp.sum(x32 * x32, axis=(1, 2), keepdims=True)
-        norm = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))  # a silent channel has gradient 0, not NaN
-        share = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
-        return (trailing(self.bias, x32) + (trailing(self.gain, x32) * share + 1) * x32).astype(x.dtype)
+        tiny = jnp.finfo(jnp.float32).tiny  # the gradient of a channel of zeros is 0, not NaN
+        norm = jnp.sqrt(jnp.maximum(squares, tiny))
+        relative_norm = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
+        scale = trailing(self.gain, x32) * relative_norm + 1
+        return (trailing(self.bias, x32) + scale * x32).astype(x.dtype)
 
 
 class ConvNeXtBlock(nnx.Module):
-    """x + ConvNeXt(x), then scaled and shifted by the time. Fresh: LeCun normal kernels, GRN at zero."""
+    """x + ConvNeXt(x), scaled and shifted by the time. Kernels start LeCun normal, GRN at zero."""
 
     def __init__(self, rngs, dim, *, time_dim, norm_eps):
         self.depthwise = Depthwise(rngs, dim, window=7)
@@ -84,7 +107,7 @@ class ConvNeXtBlock(nnx.Module):
         self.modulate = Linear(rngs, time_dim, 2 * dim, axes=("embed", "embed_out"))
 
     def __call__(self, x, time):
-        """float[M, h, w, C] and the time's embedding float[M, D] -> float[M, h, w, C]."""
+        """float[M, h, w, C] and the embedded time float[M, D] -> float[M, h, w, C]."""
         y = self.widen(self.norm(self.depthwise(x)))
         x = x + self.narrow(self.grn(jax.nn.gelu(y, approximate=False)))
         scale, shift = jnp.split(self.modulate(jax.nn.silu(time))[:, None, None], 2, axis=-1)
@@ -92,18 +115,18 @@ class ConvNeXtBlock(nnx.Module):
 
 
 class FlowEncoder(nnx.Module):
-    """Latents in 2x2 patches through ConvNeXt blocks, and the time's embedding, which the LLM reads as a token."""
+    """Latents to features in patches of 2 x 2; also embeds the time, a token for the LLM."""
 
     def __init__(self, rngs, *, latent_channels, dim, num_blocks, time_dim, norm_eps):
         """Builds it.
 
         Args:
-          rngs: where fresh parameters come from.
+          rngs: source of fresh parameters.
           latent_channels: c.
           dim: C, channels of the blocks and width of the sinusoid.
-          num_blocks: how many.
+          num_blocks: number of blocks.
           time_dim: D of the LLM.
-          norm_eps: of every norm.
+          norm_eps: epsilon of every norm.
         """
         self.dim, self.num_blocks = dim, num_blocks
         self.time_1 = Linear(rngs, dim, time_dim, axes=("embed_out", "embed"))
@@ -113,7 +136,7 @@ class FlowEncoder(nnx.Module):
         self.blocks = nnx.Dict({str(i): block() for i in range(num_blocks)})
 
     def __call__(self, latents, time):
-        """float[M, h, w, c] and float[M] in [0, 1] -> float[M, h/2, w/2, C], time's embedding float[M, D]."""
+        """float[M, h, w, c], times float[M] in [0, 1] -> float[M, h/2, w/2, C], float[M, D]."""
         embedded = self.time_1(sinusoid(1000 * time, self.dim).astype(latents.dtype))
         embedded = self.time_2(jax.nn.silu(embedded))
         x = self.patch(latents)
@@ -123,10 +146,10 @@ class FlowEncoder(nnx.Module):
 
 
 class FlowDecoder(nnx.Module):
-    """States of the LLM, beside the encoder's output (the long skip), through ConvNeXt blocks to the velocity."""
+    """States of the LLM, concatenated with the encoder's output (the skip), to the velocity."""
 
     def __init__(self, rngs, *, latent_channels, dim, num_blocks, time_dim, norm_eps):
-        """The encoder's arguments; blocks are twice as wide, for both halves of their input."""
+        """The arguments of `FlowEncoder`; blocks are twice as wide, for the concatenated input."""
         self.num_blocks = num_blocks
         self.norm_in = RMSNorm(rngs, dim, eps=norm_eps)
         block = lambda: ConvNeXtBlock(rngs, 2 * dim, time_dim=time_dim, norm_eps=norm_eps)
@@ -135,8 +158,10 @@ class FlowDecoder(nnx.Module):
         self.unpatch = Conv(rngs, 2 * dim, 4 * latent_channels, window=1)
 
     def __call__(self, x, skip, time):
-        """float[M, h/2, w/2, C] twice, and the time's embedding float[M, D] -> float[M, h, w, c]."""
+        """float[M, h/2, w/2, C] twice and the embedded time float[M, D] -> float[M, h, w, c]."""
         x = jnp.concatenate([self.norm_in(x), skip], axis=-1)
         for i in range(self.num_blocks):
             x = self.blocks[str(i)](x, time)
-        return rearrange(self.unpatch(self.norm_out(x)), "m h w (c p q) -> m (h p) (w q) c", p=2, q=2)
+        return rearrange(
+            self.unpatch(self.norm_out(x)), "m h w (c p q) -> m (h p) (w q) c", p=2, q=2
+        )

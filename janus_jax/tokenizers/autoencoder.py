@@ -1,6 +1,7 @@
-"""Encoder and decoder of the picture tokenizers (VQ-16, SDXL-VAE): levels of residual blocks, and a middle with attention.
+"""Encoder and decoder of the image tokenizers VQ-16 and SDXL-VAE.
 
-They differ in one thing: VQ-16 attends after every block of its coarsest level, SDXL-VAE in the middle only.
+Both have levels of residual blocks and a middle with attention. VQ-16 also has attention after
+every block of its coarsest level. In shapes, z is the number of channels of the feature vectors.
 """
 
 import jax
@@ -11,29 +12,38 @@ from janus_jax.layers.norm import GroupNorm
 
 
 class Level(nnx.Module):
-    """The blocks of one resolution, attention after each where asked, and the change of resolution behind them."""
+    """Blocks of one resolution, with attention after each if `attend`, then resampling."""
 
     def __init__(self, rngs, in_dim, out_dim, *, num_blocks, num_groups, attend, resample):
         self.num_blocks = num_blocks
+        input_dims = [in_dim] + [out_dim] * (num_blocks - 1)
         self.blocks = nnx.Dict(
-            {str(i): ResnetBlock(rngs, out_dim if i else in_dim, out_dim, num_groups=num_groups) for i in range(num_blocks)}
+            {
+                str(i): ResnetBlock(rngs, dim, out_dim, num_groups=num_groups)
+                for i, dim in enumerate(input_dims)
+            }
         )
-        self.attentions = (
-            nnx.Dict({str(i): AttentionBlock(rngs, out_dim, num_groups=num_groups) for i in range(num_blocks)})
-            if attend
-            else None
-        )
+        self.attentions = None
+        if attend:
+            self.attentions = nnx.Dict(
+                {
+                    str(i): AttentionBlock(rngs, out_dim, num_groups=num_groups)
+                    for i in range(num_blocks)
+                }
+            )
         self.resample = resample(rngs, out_dim) if resample else None
 
     def __call__(self, x):
+        """float[M, h, w, in_dim] -> float[M, h', w', out_dim]."""
         for i in range(self.num_blocks):
             x = self.blocks[str(i)](x)
-            x = x if self.attentions is None else self.attentions[str(i)](x)
+            if self.attentions is not None:
+                x = self.attentions[str(i)](x)
         return x if self.resample is None else self.resample(x)
 
 
 class Middle(nnx.Module):
-    """Residual, attention, residual at the lowest resolution."""
+    """A residual block, attention and a residual block at the lowest resolution."""
 
     def __init__(self, rngs, dim, *, num_groups):
         self.block_1 = ResnetBlock(rngs, dim, dim, num_groups=num_groups)
@@ -41,20 +51,21 @@ class Middle(nnx.Module):
         self.block_2 = ResnetBlock(rngs, dim, dim, num_groups=num_groups)
 
     def __call__(self, x):
+        """float[M, h, w, C] -> float[M, h, w, C]."""
         return self.block_2(self.attention(self.block_1(x)))
 
 
 class Encoder(nnx.Module):
-    """Pixels to feature vectors, one halving between levels."""
+    """Pixels to feature vectors; every level but the last halves the resolution."""
 
     def __init__(self, rngs, *, stem, widths, num_res_blocks, z_channels, num_groups, attend):
         """Builds it.
 
         Args:
-          rngs: where fresh parameters come from.
+          rngs: source of fresh parameters.
           stem: channels of the first convolution.
           widths: channels of the levels, fine to coarse.
-          num_res_blocks: residual blocks a level; the decoder has one more.
+          num_res_blocks: residual blocks per level; the decoder has one more.
           z_channels: channels of the feature vectors.
           num_groups: of every GroupNorm.
           attend: attention after every block of the coarsest level.
@@ -88,10 +99,10 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Feature vectors to pixels; level 0 is the lowest resolution, one block more than in the encoder."""
+    """Feature vectors to pixels; level 0 has the lowest resolution."""
 
     def __init__(self, rngs, *, widths, num_res_blocks, z_channels, num_groups, attend):
-        """The encoder's arguments, without a stem."""
+        """The arguments of `Encoder`, except the stem."""
         widths = list(reversed(widths))
         self.num_levels = len(widths)
         self.conv_in = Conv(rngs, z_channels, widths[0])

@@ -1,4 +1,4 @@
-"""Runs a tokenizer over many images, a few at a time on every device."""
+"""Runs an image tokenizer on many images, a few at a time on every device."""
 
 import math
 
@@ -6,29 +6,37 @@ import jax
 
 from janus_jax import sharding
 
-PIXELS_PER_CHUNK = 2 * 384**2  # pixels of pictures that go through a tokenizer at once on a device
+PIXELS_PER_CHUNK = 2 * 384**2  # that a device processes at once
 
 
-def map_in_chunks(function, pictures, *, pixels=PIXELS_PER_CHUNK):
-    """Runs a net over pictures a few at a time on every device, since feature maps at full resolution are large.
+def map_in_chunks(function, images, *, pixels=PIXELS_PER_CHUNK):
+    """Runs a function on a few images at a time per device: feature maps need much memory.
 
     Args:
-      function: uint8[m, h, w, 3] -> arrays with m in front.
-      pictures: uint8[M, h, w, 3], whose M is dealt out over the devices.
-      pixels: at most so many at once on a device, or one picture.
+      function: uint8[m, h, w, 3] -> arrays whose first axis has size m, for any m.
+      images: uint8[M, h, w, 3]; M is split over the devices where it is divisible.
+      pixels: limit of a device per call of the function; one image is always allowed.
 
     Returns:
-      what the function returns for all of them.
+      what the function returns for all images.
     """
+    count = len(images)
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty or len(pictures) % sharding.batch_divisor(mesh) else sharding.batch_divisor(mesh)
-    each = len(pictures) // parts
-    fitting = max(1, pixels // math.prod(pictures.shape[1:3]))
-    if each <= fitting:
-        return function(pictures)
-    few = max(n for n in range(1, fitting + 1) if each % n == 0)
-    turns = pictures.reshape(parts, each // few, few, *pictures.shape[1:]).swapaxes(0, 1)
-    merged = lambda x: x.reshape(-1, *x.shape[2:])
-    split = lambda x: x.reshape(parts, few, *x.shape[1:])
-    done = jax.lax.map(lambda turn: jax.tree.map(split, function(merged(turn))), turns)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(pictures), *x.shape[3:]), done)
+    parts = 1 if mesh.empty else sharding.batch_divisor(mesh)
+    if count % parts:
+        parts = 1
+    images_per_part = count // parts
+    limit = max(1, pixels // math.prod(images.shape[1:3]))
+    if images_per_part <= limit:
+        return function(images)
+    chunk = max(n for n in range(1, limit + 1) if images_per_part % n == 0)
+    # [chunks, parts, chunk size, ...]: every chunk has images of every device.
+    chunks = images.reshape(parts, images_per_part // chunk, chunk, *images.shape[1:])
+    chunks = chunks.swapaxes(0, 1)
+
+    def run_chunk(images):
+        merged = images.reshape(-1, *images.shape[2:])
+        return jax.tree.map(lambda x: x.reshape(parts, chunk, *x.shape[1:]), function(merged))
+
+    outputs = jax.lax.map(run_chunk, chunks)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(count, *x.shape[3:]), outputs)

@@ -1,6 +1,6 @@
-"""Reads what XLA compiled: what moves between devices in a step, and which buffers are large.
+"""Reads compiled programs: bytes that devices exchange, and large buffers.
 
-A scanned body stands once in a program and runs many times; everything here counts it as often as it runs.
+The body of a scan is in a program once and runs many times; it is counted as often as it runs.
 """
 
 import math
@@ -8,17 +8,41 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}  # else 4
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-NO_BUFFER = ("parameter", "get-tuple-element", "bitcast", "constant", "tuple", "while", "conditional", "call")
+# Bytes of an element; 4 for other dtypes.
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+BYTES |= {"s64": 8, "u64": 8, "f64": 8}
+COLLECTIVES = {
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+}
+NO_BUFFER = {
+    "parameter",
+    "get-tuple-element",
+    "bitcast",
+    "constant",
+    "tuple",
+    "while",
+    "conditional",
+    "call",
+}
+# These return their inputs, their outputs and counters.
+PAIRED = {"all-gather-start", "reduce-scatter-start", "collective-permute-start"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)")
 _ARRAY = re.compile(r"\b(pred|[sufbc]\w*?\d+)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
 _TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{"n":"(\d+)"')
-_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")  # mesh['a'=4,'b'=2] {'a'}
-_GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")  # [groups, devices of one]<=[...]
+# mesh['a'=4,'b'=2] {'a'}
+_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+# [groups, devices per group]<=[...]
+_GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -30,13 +54,13 @@ class Instruction(NamedTuple):
 
     Attributes:
       kind: 'all-gather', 'fusion', 'while', ...
-      arrays: what it returns, [(dtype, '2,4096,128')].
-      called: computations it runs; a loop's condition is the first.
-      trips: how often a loop runs, where the line says so.
-      value: of an integer constant.
-      origin: where in the model it comes from.
-      group: devices that a collective is among.
-      channel: of a collective; one that is done in steps stands several times with the same.
+      arrays: its results, [(dtype, '2,4096,128')].
+      called: names of computations that it calls; the first of a loop is its condition.
+      trips: number of iterations of a loop, or None if the line does not state it.
+      value: of an integer constant, or None.
+      origin: operation of the model that it comes from.
+      group: number of devices in a group of a collective.
+      channel: of a collective; the parts of one collective have the same channel.
     """
 
     kind: str
@@ -50,109 +74,147 @@ class Instruction(NamedTuple):
 
 
 def memory(compiled):
-    """Bytes that a compiled program takes on a device: {kind: bytes}; what it is given up and reuses counts once."""
-    found = compiled.memory_analysis()
+    """Memory of a compiled program on a device: {kind: bytes}; donated buffers count once."""
+    analysis = compiled.memory_analysis()
     return {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
     }
 
 
 def read(text):
-    """The text of a compiled program, `compiled.as_text()` -> {computation: [Instruction]} and the entry's name."""
+    """Parses the text of a compiled program, `compiled.as_text()`.
+
+    Returns:
+      {computation: [Instruction]}, and the name of the entry computation.
+    """
     computations, entry, current = {}, None, None
-    everyone = re.search(r"num_partitions=(\d+)", text[:100_000])
+    partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
+    num_devices = int(partitions[1]) if partitions else 1
     for line in _COMMENT.sub("", text).splitlines():
-        if found := _COMPUTATION.match(line):
-            current = computations[found[2]] = []
-            entry = found[2] if found[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            _, shape, kind, rest = found.groups()
-            called = [n.strip().lstrip("%") for pair in _CALLED.findall(rest) for n in "".join(pair).split(",")]
-            trips, origin, value = _TRIPS.search(rest), _ORIGIN.search(rest), re.match(r"(\d+)\)", rest)
-            value = int(value[1]) if kind == "constant" and value else None
-            trips, origin = trips and int(trips[1]), origin[1] if origin else ""
-            channel = _CHANNEL.search(rest)
-            channel = channel and int(channel[1])
-            arrays = _ARRAY.findall(shape)
-            current.append(Instruction(kind, arrays, called, trips, value, origin, _group(rest, everyone), channel))
+        if start := _COMPUTATION.match(line):
+            is_entry, name = start.groups()
+            current = computations[name] = []
+            entry = name if is_entry else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(_instruction(match, num_devices))
     return computations, entry
 
 
-def _group(rest, everyone):
-    """How many devices a collective is among, in any of the ways that a line says it; without a word, all of them."""
-    if found := _GROUP_MESH.search(rest):
-        sizes = dict(axis.split("=") for axis in found[1].split(","))
-        return math.prod(int(sizes[axis]) for axis in found[2].split(","))
-    if found := _GROUP_SHAPE.search(rest):
-        return int(found[1])
-    found = _GROUP_LIST.search(rest)
-    return found[1].count(",") + 1 if found else int(everyone[1]) if everyone else 1
+def _instruction(match, num_devices):
+    """The Instruction of a match of _INSTRUCTION."""
+    _, shape, kind, rest = match.groups()
+    called = [
+        name.strip().lstrip("%")
+        for names in _CALLED.findall(rest)
+        for name in "".join(names).split(",")
+    ]
+    trips = _TRIPS.search(rest)
+    value = re.match(r"(\d+)\)", rest) if kind == "constant" else None
+    origin = _ORIGIN.search(rest)
+    channel = _CHANNEL.search(rest)
+    return Instruction(
+        kind=kind,
+        arrays=_ARRAY.findall(shape),
+        called=called,
+        trips=int(trips[1]) if trips else None,
+        value=int(value[1]) if value else None,
+        origin=origin[1] if origin else "",
+        group=_group_size(rest, num_devices),
+        channel=int(channel[1]) if channel else None,
+    )
 
 
-def _times(line, computations):
+def _group_size(rest, num_devices):
+    """Devices in a group of a collective, in any of XLA's notations; by default all devices."""
+    if match := _GROUP_MESH.search(rest):
+        sizes = dict(axis.split("=") for axis in match[1].split(","))
+        return math.prod(int(sizes[axis]) for axis in match[2].split(","))
+    if match := _GROUP_SHAPE.search(rest):
+        return int(match[1])
+    if match := _GROUP_LIST.search(rest):
+        return match[1].count(",") + 1
+    return num_devices
+
+
+def _iterations(line, computations):
     """How often a line runs what it calls: a scan counts up to the constant in its condition."""
     if line.kind != "while":
         return 1
-    bounds = [inner.value for inner in computations.get(line.called[0], ()) if inner.value is not None]
+    condition = computations.get(line.called[0], ())
+    bounds = [inner.value for inner in condition if inner.value is not None]
     return line.trips or max(bounds, default=1)
 
 
 def collectives(text):
-    """Bytes that each device gets from others in one run, {kind: bytes}, up to a factor of (n - 1) / n of n devices.
+    """Bytes that each device receives in one run: {kind: bytes}, up to (n - 1) / n for n devices.
 
-    A gather counts what it returns, a reduce-scatter what goes into it, an all-reduce its array twice, since it is both.
-    TPUs fuse an all-reduce with the slice behind it, 'all-reduce-scatter': a reduce-scatter; and they do a gather in
-    steps, fused with products: it is counted once. Both branches of a condition are counted.
+    An all-gather counts its result, a reduce-scatter its input, and an all-reduce its array twice,
+    since it does both. On TPU, an all-reduce that is fused with a slice, 'all-reduce-scatter',
+    counts as reduce-scatter, and an all-gather in several steps, fused with products, counts once.
+    Both branches of a conditional are counted.
     """
     computations, entry = read(text)
     total = defaultdict(int)
 
-    def walk(name, times, done):
+    def walk(name, times, counted):
         for line in computations.get(name, ()):
             kind = line.kind.removesuffix("-start")
-            if kind in COLLECTIVES and (line.channel is None or line.channel not in done):
-                scattered = kind == "all-reduce" and name.startswith("all-reduce-scatter")
-                total["reduce-scatter" if scattered else kind] += times * _moved(line, kind, scattered=scattered)
-                done.add(line.channel)
-            for inner in line.called if kind not in ("all-reduce", "reduce-scatter") else ():
-                walk(inner, times * _times(line, computations), set() if line.kind in ("while", "call") else done)
+            if kind in COLLECTIVES and (line.channel is None or line.channel not in counted):
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    total["reduce-scatter"] += times * _result_bytes(line)
+                else:
+                    total[kind] += times * _received_bytes(line, kind)
+                counted.add(line.channel)
+            if kind in ("all-reduce", "reduce-scatter"):
+                continue  # calls nothing but its addition
+            inner_counted = set() if line.kind in ("while", "call") else counted
+            for inner in line.called:
+                walk(inner, times * _iterations(line, computations), inner_counted)
 
     walk(entry, 1, set())
     return dict(total)
 
 
-def _moved(line, kind, *, scattered):
+def _received_bytes(line, kind):
+    factors = {"reduce-scatter": line.group, "all-reduce": 2}
+    return factors.get(kind, 1) * _result_bytes(line)
+
+
+def _result_bytes(line):
+    """Bytes of what a collective returns."""
     arrays = line.arrays
-    if line.kind in ("all-gather-start", "reduce-scatter-start", "collective-permute-start"):  # in, out, counters
-        arrays = [array for array in arrays if array[1]]
+    if line.kind in PAIRED:
+        arrays = [(dtype, dims) for dtype, dims in arrays if dims]  # without the counters
         arrays = arrays[len(arrays) // 2 :]
-    factor = line.group if kind == "reduce-scatter" else 2 if kind == "all-reduce" and not scattered else 1
-    return factor * sum(map(_size, arrays))
+    return sum(map(_size, arrays))
 
 
 def largest(text, *, count=10):
-    """The largest arrays that a program makes: [(bytes, shape, where in the model it comes from)], each once."""
+    """The largest arrays that a program makes: [(bytes, shape, origin in the model)], each once."""
     computations, entry = read(text)
-    found, seen = {}, set()
+    sizes = {}
+    visited = set()
 
     def walk(name):
-        if name in seen:
+        if name in visited:
             return
-        seen.add(name)
+        visited.add(name)
         for line in computations.get(name, ()):
             if line.kind not in NO_BUFFER:
-                for array in line.arrays:
-                    found.setdefault((f"{array[0]}[{array[1]}]", line.origin), _size(array))
-            for inner in line.called if line.kind in ("while", "conditional", "call") else ():
-                walk(inner)
+                for dtype, dims in line.arrays:
+                    sizes.setdefault((f"{dtype}[{dims}]", line.origin), _size((dtype, dims)))
+            if line.kind in ("while", "conditional", "call"):
+                for inner in line.called:
+                    walk(inner)
 
     walk(entry)
-    ordered = sorted(found.items(), key=lambda item: -item[1])
+    ordered = sorted(sizes.items(), key=lambda item: -item[1])
     return [(size, shape, origin) for (shape, origin), size in ordered[:count]]
 
 
 def _size(array):
+    """Bytes of an array (dtype, '2,4096,128')."""
     dtype, dims = array
     return BYTES.get(dtype, 4) * math.prod(int(d) for d in dims.split(",") if d)

@@ -23,14 +23,12 @@ class Level(nnx.Module):
                 for i, dim in enumerate(input_dims)
             }
         )
-        self.attentions = None
-        if attend:
-            self.attentions = nnx.Dict(
-                {
-                    str(i): AttentionBlock(rngs, out_dim, num_groups=num_groups)
-                    for i in range(num_blocks)
-                }
-            )
+        attentions = {
+            str(i): AttentionBlock(rngs, out_dim, num_groups=num_groups)
+            for i in range(num_blocks)
+            if attend
+        }
+        self.attentions = nnx.Dict(attentions) if attend else None
         self.resample = resample(rngs, out_dim) if resample else None
 
     def __call__(self, x):

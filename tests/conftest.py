@@ -30,6 +30,7 @@ from janus_jax.recipe import freezing
 from janus_jax.recipe.data import build_pipeline
 from janus_jax.recipe.stage import make_stage
 from janus_jax.shapes import files
+from janus_jax.train.loop import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -201,10 +202,10 @@ def folder(torch, data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
-    """A workdir with one checkpoint of stage 1, whose sampling nobody has trained."""
-    from tests.test_train import CONFIG, finish, start  # here: it takes the cache's folder from this file
-
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "test_recipe.py").write_text(CONFIG.format(data=str(data)))
-    assert finish(start(f"{folder}/test_recipe.py:1", folder / "run", "--config.stages.stage_1.steps=1"))[0] == 0
-    return folder / "run"
+    """The workdir of a run with one step of stage 1; nothing has trained its image generation."""
+    config = small(tiny.get_config("1"), data)
+    config.init_fresh = (".*",)
+    config.stages.stage_1.steps = 1
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train(config, workdir)
+    return workdir

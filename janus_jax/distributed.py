@@ -1,11 +1,14 @@
 """Many processes that train as one: how they connect, move data, agree to stop, and end together.
 
-On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process is told where process 0 listens:
+On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process is told
+where process 0 listens:
 
-    python -m janus_jax.train ... --distributed=10.0.0.1:8476 --num_processes=2 --process_id=0     # and 1 on the other
+    python -m janus_jax.train ... --distributed=10.0.0.1:8476 --num_processes=2 --process_id=0     #
+    and 1 on the other
 
-The scripts in launch/ do this. When one process fails it exits at once, and the others, which would otherwise wait for it
-forever, exit within half a minute. The same command then resumes from the newest checkpoint.
+The scripts in launch/ do this. When one process fails it exits at once, and the others, which would
+otherwise wait for it forever, exit within half a minute. The same command then resumes from the
+newest checkpoint.
 """
 
 import contextlib
@@ -25,7 +28,8 @@ from janus_jax.errors import UserError
 
 PREEMPTED = 75  # exit code: SIGTERM came, the state was saved, and the same command resumes
 CONNECT_TIMEOUT = 900  # seconds to wait for the other processes at the start
-LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "NCCL", "onnection")  # in jax's errors
+# In jax's errors
+LOST = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "Gloo", "NCCL", "onnection")
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
 
 
@@ -39,18 +43,22 @@ def connected(address, *, num_processes=None, process_id=None):
       process_id: which of them this is, with HOST:PORT.
 
     Raises:
-      UserError: when the arguments are inconsistent or the others cannot be found. Any error inside the context ends the
-        process, since a process that lingers keeps all others waiting.
+      UserError: when the arguments are inconsistent or the others cannot be found. Any error inside
+        the context ends the process, since a process that lingers keeps all others waiting.
     """
     if address is None:
         if num_processes or process_id:
-            raise UserError("--num_processes and --process_id need --distributed=HOST:PORT, where process 0 listens.")
+            raise UserError(
+                "--num_processes and --process_id need --distributed=HOST:PORT, where "
+                "process 0 listens."
+            )
         yield
         return
     _connect(address, num_processes, process_id)
     try:
         yield
-    except SystemExit:  # all processes stop here; jax's own barrier at exit lets them leave together
+    # All processes stop here; jax's own barrier at exit lets them leave together
+    except SystemExit:
         raise
     except BaseException as error:
         os._exit(_report_failure(error))
@@ -59,24 +67,37 @@ def connected(address, *, num_processes=None, process_id=None):
 def _connect(address, num_processes, process_id):
     known = {}
     if address != "auto":
-        known = dict(coordinator_address=address, num_processes=num_processes, process_id=process_id)
+        known = dict(
+            coordinator_address=address, num_processes=num_processes, process_id=process_id
+        )
         if ":" not in address or None in known.values() or process_id >= num_processes:
             raise UserError(
-                "--distributed is auto, or HOST:PORT of process 0 together with --num_processes and --process_id, "
+                "--distributed is auto, or HOST:PORT of process 0 together with --num_processes "
+                "and --process_id, "
                 "which counts from 0."
             )
     timeouts = dict(
-        initialization_timeout=CONNECT_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=2 * HEARTBEAT
+        initialization_timeout=CONNECT_TIMEOUT,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=2 * HEARTBEAT,
     )
     try:
         jax.distributed.initialize(**known, **timeouts)
     except ValueError as error:
-        raise UserError(f"--distributed={address}: the other processes cannot be found: {error}") from None
+        raise UserError(
+            f"--distributed={address}: the other processes cannot be found: {error}"
+        ) from None
     except RuntimeError as error:  # they may come later
         logging.error("--distributed=%s: the other processes did not answer: %s", address, error)
         os._exit(PREEMPTED)
-    logging.info("Process %d of %d: %d devices", jax.process_index(), jax.process_count(), jax.local_device_count())
-    multihost_utils.sync_global_devices("connected")  # gloo's own timeout is short: connect while all processes are here
+    logging.info(
+        "Process %d of %d: %d devices",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+    )
+    # Gloo's own timeout is short: connect while all processes are here
+    multihost_utils.sync_global_devices("connected")
     if jax.process_index():
         logging.set_verbosity(logging.WARNING)  # only process 0 logs progress
 
@@ -92,10 +113,21 @@ def _report_failure(error):
         print(f"Error: {' '.join(str(user_errors[0]).split())}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-        lost = any(isinstance(e, jax.errors.JaxRuntimeError) and any(word in str(e) for word in LOST) for e in chain)
+        lost = any(
+            isinstance(e, jax.errors.JaxRuntimeError) and any(word in str(e) for word in LOST)
+            for e in chain
+        )
         code = PREEMPTED if lost else 1
-        why = "Another process has probably ended; the same command resumes from the newest checkpoint." if lost else ""
-        print(f"Error: process {jax.process_index()} of {jax.process_count()} ends. {why}", file=sys.stderr)
+        why = (
+            "Another process has probably ended; the same command resumes from the newest "
+            "checkpoint."
+            if lost
+            else ""
+        )
+        print(
+            f"Error: process {jax.process_index()} of {jax.process_count()} ends. {why}",
+            file=sys.stderr,
+        )
     sys.stdout.flush()
     sys.stderr.flush()
     return code
@@ -119,12 +151,20 @@ def is_primary():
 
 
 def from_primary(number):
-    """Process 0's value of a number that all processes must agree on, such as the newest checkpoint."""
-    return int(multihost_utils.broadcast_one_to_all(np.array(number))) if jax.process_count() > 1 else number
+    """Process 0's value of a number that all processes must agree on, such as the newest
+    checkpoint.
+    """
+    return (
+        int(multihost_utils.broadcast_one_to_all(np.array(number)))
+        if jax.process_count() > 1
+        else number
+    )
 
 
 def merge_dicts(mine):
-    """Merges the dicts of all processes, {string: plain JSON}; for a key that several have, the last one wins."""
+    """Merges the dicts of all processes, {string: plain JSON}; for a key that several have, the
+    last one wins.
+    """
     if jax.process_count() == 1:
         return mine
     text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
@@ -137,7 +177,9 @@ def merge_dicts(mine):
 def put_batch(mesh, batch):
     """Puts this process's pack groups of a host batch on the mesh as one global array each."""
     groups = sharding.batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(groups, np.asarray(x)), batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(groups, np.asarray(x)), batch
+    )
 
 
 def host_share(mesh):
@@ -155,14 +197,16 @@ def host_share(mesh):
     parts = sorted({tuple(sorted(part)) for part in rows.values()})
     if sum(map(len, parts)) != sharding.batch_divisor(mesh):
         raise UserError(
-            f"Mesh tensor={mesh.shape['tensor']} over {len(rows)} processes of {jax.local_device_count()} devices: one must "
+            f"Mesh tensor={mesh.shape['tensor']} over {len(rows)} processes of "
+            f"{jax.local_device_count()} devices: one must "
             "divide the other (--config.mesh.tensor)."
         )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
 def sum_over_hosts(mesh, counts):
-    """Sums numbers over the hosts' parts of a batch, on the devices, so that no host waits for another.
+    """Sums numbers over the hosts' parts of a batch, on the devices, so that no host waits for
+    another.
 
     Args:
       mesh: the mesh of the run.
@@ -174,7 +218,9 @@ def sum_over_hosts(mesh, counts):
     if jax.process_count() == 1:
         return counts
     rows = sharding.batch_divisor(mesh) // host_share(mesh)[1]
-    first_of = lambda n: np.stack([np.asarray(n, np.float32), *[np.zeros(np.shape(n), np.float32)] * (rows - 1)])
+    first_of = lambda n: np.stack(
+        [np.asarray(n, np.float32), *[np.zeros(np.shape(n), np.float32)] * (rows - 1)]
+    )
     total = jax.jit(_sum_leading_axis, out_shardings=sharding.replicated(mesh))
     return total(put_batch(mesh, {name: first_of(n) for name, n in counts.items()}))
 
@@ -191,7 +237,9 @@ def to_host(x):
 
 
 def shard_leading_axis(tree):
-    """Shards the leading axis of arrays over data x fsdp; arrays that do not divide are left as they are."""
+    """Shards the leading axis of arrays over data x fsdp; arrays that do not divide are left as
+    they are.
+    """
     mesh = jax.sharding.get_mesh()
     if mesh.empty or any(len(x) % sharding.batch_divisor(mesh) for x in jax.tree.leaves(tree)):
         return tree
@@ -202,4 +250,6 @@ def pad_to_mesh(tree):
     """Repeats the last row of host arrays until the number of rows divides over data x fsdp."""
     mesh = jax.sharding.get_mesh()
     parts = 1 if mesh.empty else sharding.batch_divisor(mesh)
-    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, axis=0)]), tree)
+    return jax.tree.map(
+        lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, axis=0)]), tree
+    )

@@ -1,4 +1,6 @@
-"""The training state and the one jitted step over it: objective -> gradients -> update -> metrics."""
+"""The training state and the one jitted step over it: objective -> gradients -> update ->
+metrics.
+"""
 
 from typing import Any, NamedTuple
 
@@ -48,10 +50,12 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
     Args:
       objective: Objective.
       tx: optax optimizer of all trainable parameters.
-      group_of: {path: group of the objective} of the trainable parameters; each group follows its own loss.
+      group_of: {path: group of the objective} of the trainable parameters; each group follows its
+        own loss.
       learning_rate: step -> rate, for the log.
       microbatches: parts that a batch is cut into, one after the other.
-      seed: of the stage; with the step and an image's position in the global batch it gives the image's key.
+      seed: of the stage; with the step and an image's position in the global batch it gives the
+        image's key.
       ema_decay: decay of the moving average, where the state has one.
 
     Returns:
@@ -77,7 +81,8 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
         """`gradients` of a whole batch, summed over its microbatches."""
         if microbatches == 1:
             return gradients(state.trainable, state.frozen, counts, batch, keys)
-        # Every device gives each microbatch a part of its own groups, so nothing moves between devices.
+        # Every device gives each microbatch a part of its own groups, so nothing moves between
+        # devices.
         cut = lambda x: x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
         parts = jax.tree.map(cut, (batch, keys))
         of_part = lambda part: gradients(state.trainable, state.frozen, counts, *part)
@@ -89,7 +94,9 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
     def step(state, batch):
         slots = batch.gen_start.shape
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(slots[0] * slots[1])).reshape(slots)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            key, jnp.arange(slots[0] * slots[1])
+        ).reshape(slots)
         counts = objective.batch_statistics(state.params, batch, keys)
         (losses, metrics), grads = accumulate(state, counts, batch, keys)
 
@@ -105,7 +112,12 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
         skipped = jnp.where(finite, 0, state.skipped + 1)
         if len(losses) > 1:
             metrics = metrics | {f"loss/{group}": value for group, value in losses.items()}
-        metrics = metrics | {"loss": loss, "grad_norm": norm, "lr": learning_rate(state.step), "skipped": skipped}
+        metrics = metrics | {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": learning_rate(state.step),
+            "skipped": skipped,
+        }
         return TrainState(
             step=state.step + 1,
             trainable=trainable,
@@ -133,16 +145,22 @@ def jit(stage, state):
         ema_decay=stage.ema,
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
+    return jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh))
+    )
 
 
 def jit_calibrate(stage, state):
-    """(TrainState, Batch) -> TrainState with what the objective measures of its network at a checkpoint."""
+    """(TrainState, Batch) -> TrainState with what the objective measures of its network at a
+    checkpoint.
+    """
 
     def calibrate(state, batch):
         measured = stage.objective.calibrate(state.params, batch)
         replace = lambda part: {path: measured.get(path, a) for path, a in part.items()}
-        return state._replace(trainable=replace(state.trainable), frozen=replace(state.frozen), ema=replace(state.ema))
+        return state._replace(
+            trainable=replace(state.trainable), frozen=replace(state.frozen), ema=replace(state.ema)
+        )
 
     return jax.jit(calibrate, out_shardings=jax.tree.map(lambda x: x.sharding, state))
 
@@ -164,7 +182,9 @@ def abstract_state(stage):
 def first_state(stage, params):
     """The TrainState that a stage begins with, of parameters {path: array on the mesh}."""
     trainable, frozen = split(params, stage.frozen)
-    shardings = jax.tree.map(lambda x: x.sharding, optimizer.abstract_state(stage.tx, stage.trainable, stage.mesh))
+    shardings = jax.tree.map(
+        lambda x: x.sharding, optimizer.abstract_state(stage.tx, stage.trainable, stage.mesh)
+    )
     zero = lambda: jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(stage.mesh))
     return TrainState(
         step=zero(),
@@ -187,16 +207,23 @@ def init_params(network, abstract, key):
     Returns:
       {path: array}.
     """
-    make = lambda key: {p: a.astype(abstract[p].dtype) for p, a in network.init(key).items() if p in abstract}
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}  # it runs once
-    return jax.jit(make, out_shardings={p: a.sharding for p, a in abstract.items()}, compiler_options=quick)(key)
+    make = lambda key: {
+        p: a.astype(abstract[p].dtype) for p, a in network.init(key).items() if p in abstract
+    }
+    # It runs once
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(
+        make, out_shardings={p: a.sharding for p, a in abstract.items()}, compiler_options=quick
+    )(key)
 
 
 def abstract_batch(stage):
     """Batch of ShapeDtypeStructs: images as pixels, nothing cached."""
     settings, model = stage.settings, stage.model
     where = sharding.batch_sharding(stage.mesh)
-    struct = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.groups, *shape), dtype, sharding=where)
+    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(
+        (stage.groups, *shape), dtype, sharding=where
+    )
     images = lambda slots, size: struct(jnp.uint8, slots, size, size, 3)
     rows = (settings["rows"], settings["length"])
     return Batch(

@@ -1,30 +1,34 @@
 """Measures speed with made-up data that needs no files, or with the data of a config.
 
-    python -m janus_jax.benchmark data                                             # 384 px JPEGs, rows of 4096
-    python -m janus_jax.benchmark data --codes                                     # images to generate as cached codes
-    python -m janus_jax.benchmark data --config=configs/mine.py:2 --json           # a stage's own data
-    python -m janus_jax.benchmark data --dims=docs/small.json --rows=8             # the lengths of a shape file
-    python -m janus_jax.benchmark fill                                             # every ratio of the papers, R = 8 to 1
-    python -m janus_jax.benchmark train --config=configs/pro_1b.py:2 --config.stages.stage_2.batch=16     # on a GPU
-    python -m janus_jax.benchmark train --dims=docs/small.json --peer=transformers # and PyTorch, taking turns
-    python -m janus_jax.benchmark draw --dims=docs/small.json --batch=16
+    python -m janus_jax.benchmark data                                             # 384 px JPEGs,
+    rows of 4096 python -m janus_jax.benchmark data --codes                                     #
+    images to generate as cached codes python -m janus_jax.benchmark data --config=configs/mine.py:2
+    --json           # a stage's own data python -m janus_jax.benchmark data --dims=docs/small.json
+    --rows=8             # the lengths of a shape file python -m janus_jax.benchmark fill
+                                     # every ratio of the papers, R = 8 to 1 python -m
+                                     janus_jax.benchmark train --config=configs/pro_1b.py:2
+                                     --config.stages.stage_2.batch=16     # on a GPU
+    python -m janus_jax.benchmark train --dims=docs/small.json --peer=transformers # and PyTorch,
+    taking turns python -m janus_jax.benchmark draw --dims=docs/small.json --batch=16
     python -m janus_jax.benchmark ask --dims=docs/small.json --peer=transformers
 
-train      the train step on packed rows: a stage of --config (its batch, rows and mesh), or the model of --dims
-draw       generating --batch images at once, from prompt to pixels
+train      the train step on packed rows: a stage of --config (its batch, rows and mesh), or the
+model of --dims draw       generating --batch images at once, from prompt to pixels
 ask        answering --batch questions at once, each about an image
-data       from records to packed batches on this host: records, tokens and images per second, how full rows and image
-           slots are, the bound that no packer exceeds, the useful share of the executed FLOPs; decoding alone, and the
-           whole pipeline, compared with a bare loop of PIL over the same images and threads; and how many cores one
-           accelerator needs
+data       from records to packed batches on this host: records, tokens and images per second, how
+full rows and image
+           slots are, the bound that no packer exceeds, the useful share of the executed FLOPs;
+           decoding alone, and the whole pipeline, compared with a bare loop of PIL over the same
+           images and threads; and how many cores one accelerator needs
 fill       how full packed rows and image slots get, and which slots to give, without any data
 
-Every time is the median of --repeats after a warm-up. MFU is the useful FLOPs (no padding, no recomputation) as a share of
-the device's peak; on CPU, of the rate of a jitted product, best of 30. mfu_raw counts padding too. Images to generate are
-encoded in the step, except with --codes and --dims. With --json the last line is one JSON object.
+Every time is the median of --repeats after a warm-up. MFU is the useful FLOPs (no padding, no
+recomputation) as a share of the device's peak; on CPU, of the rate of a jitted product, best of 30.
+mfu_raw counts padding too. Images to generate are encoded in the step, except with --codes and
+--dims. With --json the last line is one JSON object.
 
---peer=transformers does the same work with PyTorch in the same process, taking turns: rows padded to the longest of their
-batch, and rows padded to the full length.
+--peer=transformers does the same work with PyTorch in the same process, taking turns: rows padded
+to the longest of their batch, and rows padded to the full length.
 """
 
 import itertools
@@ -46,18 +50,35 @@ from janus_jax.errors import UserError
 from janus_jax.recipe.checks import complete
 
 CONFIG = cli.config_flag()
-DIMS = cli.flags.DEFINE_string("dims", None, "A shape file: model and example lengths; no data are needed.")
-MIXTURE = cli.flags.DEFINE_string("mixture", None, "understanding:text:generation; by default the config's, or 2:3:5.")
-ROWS = cli.flags.DEFINE_integer("rows", None, "R, rows per pack group; by default the config's own, or 8.", 1)
-CODES = cli.flags.DEFINE_bool("codes", False, "Images to generate come as cached codes (made-up data).")
-CORES = cli.flags.DEFINE_integer("cores", os.cpu_count(), "Threads that decode; say how many cores they have.", 1)
-RATE = cli.define_finite("accelerator", 11_000.0, "Tokens per second that one accelerator consumes.", lower_bound=1)
-BATCH = cli.flags.DEFINE_integer("batch", 1, "draw, ask: images or questions at once.", lower_bound=1)
-PEER = cli.flags.DEFINE_enum("peer", None, ["transformers"], "train, draw, ask: a baseline that takes turns with ours.")
+DIMS = cli.flags.DEFINE_string(
+    "dims", None, "A shape file: model and example lengths; no data are needed."
+)
+MIXTURE = cli.flags.DEFINE_string(
+    "mixture", None, "understanding:text:generation; by default the config's, or 2:3:5."
+)
+ROWS = cli.flags.DEFINE_integer(
+    "rows", None, "R, rows per pack group; by default the config's own, or 8.", 1
+)
+CODES = cli.flags.DEFINE_bool(
+    "codes", False, "Images to generate come as cached codes (made-up data)."
+)
+CORES = cli.flags.DEFINE_integer(
+    "cores", os.cpu_count(), "Threads that decode; say how many cores they have.", 1
+)
+RATE = cli.define_finite(
+    "accelerator", 11_000.0, "Tokens per second that one accelerator consumes.", lower_bound=1
+)
+BATCH = cli.flags.DEFINE_integer(
+    "batch", 1, "draw, ask: images or questions at once.", lower_bound=1
+)
+PEER = cli.flags.DEFINE_enum(
+    "peer", None, ["transformers"], "train, draw, ask: a baseline that takes turns with ours."
+)
 REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3)
 JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object.")
 
-MIXTURES = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "21:9:70")  # all stages of all recipes
+# All stages of all recipes
+MIXTURES = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "21:9:70")
 
 
 def main(command):
@@ -66,8 +87,14 @@ def main(command):
         raise UserError("--config and --dims exclude each other, and fill takes --dims only.")
     if PEER.value:  # it needs a share of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    figures = {"data": measure_data, "fill": fill, "train": train, "draw": draw, "ask": ask}[command]()
-    lines = figures["table"] if command == "fill" else [{"what": k, "value": v} for k, v in figures.items()]
+    figures = {"data": measure_data, "fill": fill, "train": train, "draw": draw, "ask": ask}[
+        command
+    ]()
+    lines = (
+        figures["table"]
+        if command == "fill"
+        else [{"what": k, "value": v} for k, v in figures.items()]
+    )
     table = rich.table.Table(*lines[0])
     for line in lines:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.values()))
@@ -82,7 +109,9 @@ def train():
     settings = work.settings
     baseline_rows = settings["batch"]
     if work.dims or MIXTURE.value or ROWS.value:
-        workload.set_mixture(settings, work.lengths, mixture=MIXTURE.value, rows=ROWS.value or settings["rows"])
+        workload.set_mixture(
+            settings, work.lengths, mixture=MIXTURE.value, rows=ROWS.value or settings["rows"]
+        )
     if work.dims:
         settings["batch"] = settings["rows"] * jax.device_count()
     stage = work.stage(mesh=sharding.make_mesh(**work.config["mesh"]))
@@ -97,7 +126,9 @@ def train():
 
 
 def _baseline_tasks(work):
-    """Tasks of the baseline's examples: the shape file's cycle, or the mixture in a random order."""
+    """Tasks of the baseline's examples: the shape file's cycle, or the mixture in a random
+    order.
+    """
     if work.dims and not MIXTURE.value:
         tasks = dict(und="understanding", text="text", gen="generation")
         return [tasks[kind] for kind in work.number("train", "kind_cycle")]
@@ -111,7 +142,11 @@ def draw():
     work = _workload()
     prompt = work.number("draw", "prompt_tokens") if work.dims else 30
     return timing.draw(
-        work.stage(), prompt=prompt, batch=BATCH.value, repeats=REPEATS.value, baseline=bool(PEER.value)
+        work.stage(),
+        prompt=prompt,
+        batch=BATCH.value,
+        repeats=REPEATS.value,
+        baseline=bool(PEER.value),
     )
 
 
@@ -122,7 +157,10 @@ def ask():
     if work.dims:
         question, answer = (work.number("ask", name) for name in ("text_tokens", "answer_tokens"))
     if question < 4:
-        raise UserError(f"A question of {question} tokens is too short for BOS, its image's two marks and a word.")
+        raise UserError(
+            f"A question of {question} tokens is too short for BOS, its image's two "
+            "marks and a word."
+        )
     return timing.ask(
         work.stage(),
         question=question,
@@ -153,7 +191,9 @@ def measure_data():
 
 
 def fill():
-    """How full rows get at the ratios of the papers, or at the flags' own: a dict with a list of figures."""
+    """How full rows get at the ratios of the papers, or at the flags' own: a dict with a list of
+    figures.
+    """
     if DIMS.value:
         work = workload.from_dims(DIMS.value)
     else:
@@ -162,7 +202,9 @@ def fill():
     mixtures = (MIXTURE.value,) if MIXTURE.value else MIXTURES
     cases = list(itertools.product(mixtures, (ROWS.value,) if ROWS.value else (8, 4, 2, 1)))
     table, network = [], work.stage().network
-    for mixture, rows in rich.progress.track(cases, description="fill", console=rich.console.Console(stderr=True)):
+    for mixture, rows in rich.progress.track(
+        cases, description="fill", console=rich.console.Console(stderr=True)
+    ):
         workload.set_mixture(work.settings, work.lengths, mixture=mixture, rows=rows)
         figures = workload.fill_figures(work.stage(network=network), work.lengths)
         figures.pop("groups")

@@ -23,7 +23,8 @@ DECODED = 64  # images of each source that decoding alone is timed on
 
 
 def run(config, dims, *, mixture, rows, codes, cores, repeats, accelerator_rate):
-    """Times batches of a config's data, of a shape file's lengths, or of made-up records: a dict of figures.
+    """Times batches of a config's data, of a shape file's lengths, or of made-up records: a dict of
+    figures.
 
     Args:
       config: ConfigDict, or None.
@@ -48,17 +49,26 @@ def run(config, dims, *, mixture, rows, codes, cores, repeats, accelerator_rate)
             stage = work.stage(mesh=sharding.make_mesh(devices=jax.devices()[:1]))
             pipeline, _ = build_pipeline(stage, host=(0, 1))
         seconds, packed = _time_batches(pipeline, repeats)
-        decoding = _decoding_rates(pipeline.sources, stage, cached=codes or bool(dims), cores=cores, repeats=repeats)
+        decoding = _decoding_rates(
+            pipeline.sources, stage, cached=codes or bool(dims), cores=cores, repeats=repeats
+        )
     median = float(np.median(seconds))
     mean = lambda name: float(np.mean([p.stats[name] for p in packed]))
     figures = {
-        "name": "data", "seconds_median": median, "min": min(seconds), "max": max(seconds), "n": len(seconds),
-        "tokens_real": mean("tokens"), "tokens_padded": packed[0].batch.tokens.size,
+        "name": "data",
+        "seconds_median": median,
+        "min": min(seconds),
+        "max": max(seconds),
+        "n": len(seconds),
+        "tokens_real": mean("tokens"),
+        "tokens_padded": packed[0].batch.tokens.size,
         "tokens_per_second": mean("tokens") / median,
         "records_per_second": float(np.mean([len(p.record_ids) for p in packed])) / median,
         "images_per_second": (mean("und_pictures") + mean("gen_pictures")) / median,
-        "token_fill": mean("token_fill"), "slot_fill": mean("slot_fill"), "cores": cores,
-    }  # fmt: skip
+        "token_fill": mean("token_fill"),
+        "slot_fill": mean("slot_fill"),
+        "cores": cores,
+    }
     if decoding:
         decoded = 0 if packed[0].stats["cached"] else mean("gen_pictures")
         figures |= _compare_decoding(decoding, mean("und_pictures"), decoded, median)
@@ -67,9 +77,12 @@ def run(config, dims, *, mixture, rows, codes, cores, repeats, accelerator_rate)
         figures |= workload.fill_figures(stage, work.lengths)
     settings = stage.settings
     return figures | {
-        "mixture": list(settings["mixture"]), "rows": settings["rows"], "length": settings["length"], "mfu": None,
+        "mixture": list(settings["mixture"]),
+        "rows": settings["rows"],
+        "length": settings["length"],
+        "mfu": None,
         "device": "cpu",
-    }  # fmt: skip
+    }
 
 
 def _time_batches(pipeline, repeats):
@@ -85,7 +98,9 @@ def _time_batches(pipeline, repeats):
 
 
 def _configured(config, folder, *, mixture, rows, codes):
-    """The Workload of a config with its own data, or for None with made-up records of Janus-Pro's sizes in `folder`."""
+    """The Workload of a config with its own data, or for None with made-up records of Janus-Pro's
+    sizes in `folder`.
+    """
     if config is not None:
         config = complete(config.to_dict())
         return Workload(config, workload.last_stage(config), None)
@@ -108,8 +123,8 @@ def _decoding_rates(sources, stage, *, cached, cores, repeats):
     """Images per second of decoding and resizing alone, on the same images and threads.
 
     Returns:
-      {'ours': [to understand, to generate], 'bare': the same of PIL alone}, without the second where codes are cached;
-      None without images.
+      {'ours': [to understand, to generate], 'bare': the same of PIL alone}, without the second
+      where codes are cached; None without images.
     """
     encoded = _encoded_images(sources)
     if not encoded:
@@ -123,7 +138,9 @@ def _decoding_rates(sources, stage, *, cached, cores, repeats):
         readers = {
             "ours": lambda data, fit=fit, size=size: fit(images.decode(data), size=size),
             "bare": lambda data, size=size: np.asarray(
-                Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+                Image.open(io.BytesIO(data))
+                .convert("RGB")
+                .resize((size, size), Image.Resampling.BICUBIC)
             ),
         }
         seconds = {name: [] for name in readers}
@@ -153,10 +170,13 @@ def _encoded_images(sources):
 
 
 def _compare_decoding(rates, to_understand, to_generate, median):
-    """Decoding of a batch's images per second, ours and PIL's alone, and the whole pipeline's share of the latter."""
+    """Decoding of a batch's images per second, ours and PIL's alone, and the whole pipeline's share
+    of the latter.
+    """
     count = to_understand + to_generate
     per_second = {
-        name: count / (to_understand / each[0] + to_generate / each[-1]) for name, each in rates.items()
+        name: count / (to_understand / each[0] + to_generate / each[-1])
+        for name, each in rates.items()
     }
     return {
         "decoded_per_second": per_second["ours"],

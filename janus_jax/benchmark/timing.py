@@ -1,6 +1,7 @@
 """Times a train step, image generation and answers on the attached devices, with made-up data.
 
-Where a baseline in PyTorch runs too, both take turns, so that whatever slows the machine down slows both.
+Where a baseline in PyTorch runs too, both take turns, so that whatever slows the machine down slows
+both.
 """
 
 import time
@@ -50,19 +51,29 @@ def train(stage, lengths, *, codes, repeats, baseline_tasks=None, baseline_rows=
                 length = stage.settings["length"] if padding == "full" else None
                 batches = baseline.batches(examples, rows=baseline_rows, length=length)
                 runs[padding] = lambda batches=batches: baseline.train(batches)
-                real[padding], padded[padding] = (sum(b[name] for b in batches) for name in ("real", "padded"))
+                real[padding], padded[padding] = (
+                    sum(b[name] for b in batches) for name in ("real", "padded")
+                )
         peak_flops = hardware.peak_flops()
         seconds = take_turns(runs, repeats=repeats)
         peak_flops = max(peak_flops, hardware.peak_flops())
     figures = {"name": "train", "stage": stage.name} | summary(seconds["ours"], steps=BATCHES)
-    figures |= _rates_of_training(stage, counts, seconds["ours"], codes=codes, peak_flops=peak_flops)
+    figures |= _rates_of_training(
+        stage, counts, seconds["ours"], codes=codes, peak_flops=peak_flops
+    )
     figures |= compiled | {
-        "peak_bytes": _peak_bytes(), "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-    }  # fmt: skip
+        "peak_bytes": _peak_bytes(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+    }
     for padding in runs.keys() - {"ours"}:
         rates = real[padding] / np.array(seconds[padding])
         median = float(np.median(rates))
-        figures |= {f"{padding}/tokens_per_second": median, f"{padding}/min": rates.min(), f"{padding}/max": rates.max()}
+        figures |= {
+            f"{padding}/tokens_per_second": median,
+            f"{padding}/min": rates.min(),
+            f"{padding}/max": rates.max(),
+        }
         figures[f"over_{padding}"] = figures["tokens_per_second"] / median
     return figures
 
@@ -71,7 +82,10 @@ def _train_run(stage, batches, *, codes):
     """A function that trains on the batches once, and what compiling its step took and needs."""
     params = train_step.init_params(stage.network, stage.abstract_params, jax.random.key(0))
     state = train_step.first_state(stage, params)
-    batches = [distributed.put_batch(stage.mesh, batch if codes else _with_pixels(batch, stage)) for batch in batches]
+    batches = [
+        distributed.put_batch(stage.mesh, batch if codes else _with_pixels(batch, stage))
+        for batch in batches
+    ]
     start = time.perf_counter()
     step = train_step.jit(stage, state).lower(state, batches[0]).compile()
     compiled = {
@@ -102,18 +116,25 @@ def _rates_of_training(stage, counts, seconds, *, codes, peak_flops):
     mfu = lambda stats: sum(stage.flops(stats).values()) / median / peak_flops
     tokens, positions = int(counts["tokens"]), int(counts["positions"])
     return {
-        "tokens_real": tokens / BATCHES, "tokens_padded": positions / BATCHES,
-        "tokens_per_second": tokens / median, "tokens_per_second_padded": positions / median,
+        "tokens_real": tokens / BATCHES,
+        "tokens_padded": positions / BATCHES,
+        "tokens_per_second": tokens / median,
+        "tokens_per_second_padded": positions / median,
         "images_per_second": (useful["und_pictures"] + useful["gen_pictures"]) / median,
-        "token_fill": useful["token_fill"], "slot_fill": useful["slot_fill"],
-        "mfu": mfu(useful), "mfu_raw": mfu(executed), "peak_flops": peak_flops,
-    }  # fmt: skip
+        "token_fill": useful["token_fill"],
+        "slot_fill": useful["slot_fill"],
+        "mfu": mfu(useful),
+        "mfu_raw": mfu(executed),
+        "peak_flops": peak_flops,
+    }
 
 
 def _with_pixels(batch, stage):
     """A packed batch with pixels in place of its codes."""
     size = stage.model["generation"]["image_size"]
-    pixels = np.random.default_rng(0).integers(0, 256, (*batch.gen_start.shape, size, size, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (*batch.gen_start.shape, size, size, 3), np.uint8
+    )
     return batch._replace(gen_codes=None, gen_images=pixels)
 
 
@@ -131,7 +152,8 @@ def _examples(stage, lengths, tasks):
 
 
 def take_turns(runs, *, repeats):
-    """Calls functions one after the other, repeatedly: {name: function} -> {name: seconds of each call}.
+    """Calls functions one after the other, repeatedly: {name: function} -> {name: seconds of each
+    call}.
 
     The first round is a warm-up and does not count.
     """
@@ -150,8 +172,11 @@ def summary(seconds, *, steps=1):
     """Median, minimum and maximum of timed runs of `steps` steps each."""
     per_step = np.array(seconds) / steps
     return {
-        "seconds_median": float(np.median(per_step)), "min": per_step.min(), "max": per_step.max(), "n": len(per_step),
-    }  # fmt: skip
+        "seconds_median": float(np.median(per_step)),
+        "min": per_step.min(),
+        "max": per_step.max(),
+        "n": len(per_step),
+    }
 
 
 def _peak_bytes():
@@ -160,7 +185,9 @@ def _peak_bytes():
 
 
 def draw(stage, *, prompt, batch, repeats, baseline):
-    """Times the generation of `batch` images with guidance from prompts of `prompt` tokens, decoding included."""
+    """Times the generation of `batch` images with guidance from prompts of `prompt` tokens,
+    decoding included.
+    """
     torch_model = torch_baseline.TorchJanus(stage) if baseline else None
     params, mesh = _inference_params(stage)
     ids, real, keys = _prompts(stage, prompt, batch)
@@ -171,15 +198,21 @@ def draw(stage, *, prompt, batch, repeats, baseline):
         settings = dict(network=stage.network, pad_id=PAD_ID, guidance=guidance)
         program = decoding.draw_batch.lower(params, ids, real, keys, **settings).compile()
         compiled = _compiled(program, start)
-        runs = {"ours": lambda: jax.block_until_ready(program(params, ids, real, keys, pad_id=PAD_ID))}
+        runs = {
+            "ours": lambda: jax.block_until_ready(program(params, ids, real, keys, pad_id=PAD_ID))
+        }
         if baseline:
             runs["transformers"] = lambda: torch_model.draw(np.asarray(ids))
         seconds = take_turns(runs, repeats=repeats)
-    return _rates_of_sampling("draw", seconds, compiled, tokens=batch * stage.gen_tokens, images=batch)
+    return _rates_of_sampling(
+        "draw", seconds, compiled, tokens=batch * stage.gen_tokens, images=batch
+    )
 
 
 def ask(stage, *, question, answer, batch, repeats, baseline):
-    """Times greedy answers of `answer` tokens to `batch` questions of `question` tokens, each about its own image."""
+    """Times greedy answers of `answer` tokens to `batch` questions of `question` tokens, each about
+    its own image.
+    """
     torch_model = torch_baseline.TorchJanus(stage) if baseline else None
     params, mesh = _inference_params(stage)
     features = stage.und_tokens
@@ -229,12 +262,23 @@ def _rates_of_sampling(name, seconds, compiled, *, tokens, images):
     """The figures of `draw` or `ask`; fill and MFU are defined for a training step only."""
     times = summary(seconds["ours"])
     median = times["seconds_median"]
-    figures = {"name": name} | times | {
-        "tokens_real": tokens, "tokens_padded": tokens, "tokens_per_second": tokens / median,
-        "images_per_second": images / median, "token_fill": None, "slot_fill": None, "mfu": None, **compiled,
-        "peak_bytes": _peak_bytes(),
-        "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-    }  # fmt: skip
+    figures = (
+        {"name": name}
+        | times
+        | {
+            "tokens_real": tokens,
+            "tokens_padded": tokens,
+            "tokens_per_second": tokens / median,
+            "images_per_second": images / median,
+            "token_fill": None,
+            "slot_fill": None,
+            "mfu": None,
+            **compiled,
+            "peak_bytes": _peak_bytes(),
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+        }
+    )
     for other in seconds.keys() - {"ours"}:
         theirs = summary(seconds[other])
         figures |= {f"{other}/{key}": theirs[key] for key in ("seconds_median", "min", "max")}

@@ -1,4 +1,6 @@
-"""What a benchmark works on: the stage of a config or of a shape file, example lengths, and made-up packed batches."""
+"""What a benchmark works on: the stage of a config or of a shape file, example lengths, and made-up
+packed batches.
+"""
 
 import copy
 import json
@@ -57,7 +59,9 @@ class Workload(NamedTuple):
         """
         value = self.dims.get(part, {}).get(name)
         if not value or (isinstance(value, int) and value < 1):
-            raise UserError(f"The shape file does not give {part}.{name}, which this benchmark needs, above 0.")
+            raise UserError(
+                f"The shape file does not give {part}.{name}, which this benchmark needs, above 0."
+            )
         return value
 
 
@@ -75,7 +79,9 @@ def from_dims(path):
 
 
 def from_config(config):
-    """The Workload of a config's last stage with made-up examples; of Janus-Pro-1B's stage 2 for None."""
+    """The Workload of a config's last stage with made-up examples; of Janus-Pro-1B's stage 2 for
+    None.
+    """
     config = complete(copy.deepcopy((config or cli.load_config("pro_1b", "2")).to_dict()))
     name = last_stage(config)
     check_stage(config, name)
@@ -92,25 +98,35 @@ def last_stage(config):
     """The last stage of a config, which trains what samples images and answers."""
     if not (names := config["stages"].keys() - {TOKENIZER}):
         raise UserError(
-            "The config's stage trains the image tokenizer only; name another one, --config=configs/tiny.py:2."
+            "The config's stage trains the image tokenizer only; name another one, "
+            "--config=configs/tiny.py:2."
         )
     return max(names, key=stage_number)
 
 
 def set_mixture(settings, lengths, *, mixture, rows):
-    """Gives a stage a mixture like '2:3:5' (None keeps its own), rows per group, and the image slots that follow."""
+    """Gives a stage a mixture like '2:3:5' (None keeps its own), rows per group, and the image
+    slots that follow.
+    """
     if mixture:
-        shares = [float(share) for share in mixture.split(":")] if re.fullmatch(r"(\d+(\.\d+)?(:|$)){3}", mixture) else []
+        shares = (
+            [float(share) for share in mixture.split(":")]
+            if re.fullmatch(r"(\d+(\.\d+)?(:|$)){3}", mixture)
+            else []
+        )
         if not any(shares):
             raise UserError(f"--mixture={mixture} is not a ratio like 2:3:5.")
         settings["mixture"] = tuple(shares)
     settings["rows"] = rows
-    slots = packing_stats.budgets(lengths, settings["mixture"], rows=rows, length=settings["length"])
+    slots = packing_stats.budgets(
+        lengths, settings["mixture"], rows=rows, length=settings["length"]
+    )
     settings["und_slots"], settings["gen_slots"], _ = slots
 
 
 def packed_batches(stage, lengths, *, workers):
-    """An endless iterator of Packed, made-up examples of these lengths with images to generate as codes.
+    """An endless iterator of Packed, made-up examples of these lengths with images to generate as
+    codes.
 
     Args:
       stage: Stage, whose shape the batches have.
@@ -142,17 +158,23 @@ def table_maker(stage):
 
 
 def fill_figures(stage, lengths):
-    """How full a thousand groups of these lengths are, the bound that no packer exceeds, and the useful share of FLOPs.
+    """How full a thousand groups of these lengths are, the bound that no packer exceeds, and the
+    useful share of FLOPs.
 
-    The FLOPs that are executed are those of the same network on every position and every image slot.
+    The FLOPs that are executed are those of the same network on every position and every image
+    slot.
     """
     settings = stage.settings
     sizes = {k: settings[k] for k in ("rows", "length", "und_slots", "gen_slots")}
-    packed = packing_stats.simulate(lengths, settings["mixture"], **sizes, window=stage.config["data"]["window"])
+    packed = packing_stats.simulate(
+        lengths, settings["mixture"], **sizes, window=stage.config["data"]["window"]
+    )
     bound = packing_stats.bound(lengths, settings["mixture"], length=settings["length"])
     positions = packed.groups * settings["rows"] * settings["length"]
     tokens = packed.token_fill * positions
-    useful = packing_stats.expected(lengths, settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens)
+    useful = packing_stats.expected(
+        lengths, settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens
+    )
     useful["cached"] = True
     executed = useful | {
         "tokens": positions,
@@ -161,7 +183,10 @@ def fill_figures(stage, lengths):
     }
     flops = lambda stats: sum(stage.flops(stats).values())
     return {
-        "groups": packed.groups, "token_fill": packed.token_fill, "token_bound": bound,
-        "share_of_bound": packed.token_fill / bound, "slot_fill": packed.slot_fill,
+        "groups": packed.groups,
+        "token_fill": packed.token_fill,
+        "token_bound": bound,
+        "share_of_bound": packed.token_fill / bound,
+        "slot_fill": packed.slot_fill,
         "useful_share_of_flops": flops(useful) / flops(executed),
-    }  # fmt: skip
+    }

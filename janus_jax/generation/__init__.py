@@ -1,4 +1,6 @@
-"""Generation paths. A new one is a file or two here, a line in GENERATION_PATHS, a config and a test."""
+"""Generation paths. A new one is a file or two here, a line in GENERATION_PATHS, a config and a
+test.
+"""
 
 from janus_jax.errors import UserError
 from janus_jax.generation.flow import FlowPath
@@ -14,5 +16,7 @@ def generation_path(kind):
       UserError: for an unknown name; the message lists the known ones.
     """
     if kind not in GENERATION_PATHS:
-        raise UserError(f"config.model.generation.kind is {kind!r}; known: {sorted(GENERATION_PATHS)}.")
+        raise UserError(
+            f"config.model.generation.kind is {kind!r}; known: {sorted(GENERATION_PATHS)}."
+        )
     return GENERATION_PATHS[kind]

@@ -1,7 +1,8 @@
 """The contract of a generation path: everything that differs between ways of generating images.
 
-A generation path knows how images become targets, how they look to the LLM, and how hidden states become a loss or an
-image. It gets the LLM and the understanding encoder as callables and never imports the models.
+A generation path knows how images become targets, how they look to the LLM, and how hidden states
+become a loss or an image. It gets the LLM and the understanding encoder as callables and never
+imports the models.
 """
 
 import abc
@@ -28,7 +29,8 @@ class Images(NamedTuple):
 
 
 class GenerationNets(nnx.Module):
-    """The parameters of a generation path, `generation/...` in the tree; one of them is always `tokenizer`.
+    """The parameters of a generation path, `generation/...` in the tree; one of them is always
+    `tokenizer`.
 
     Attributes:
       num_tokens: positions an image takes in a row.
@@ -58,9 +60,12 @@ class GenerationPath(abc.ABC):
     Attributes:
       Nets: the `GenerationNets` that hold the path's parameters.
       Tokenizer: the `ImageTokenizer` among them, the frozen net between pixels and targets.
-      Guidance: the NamedTuple of its sampling settings with their defaults; the first is `scale`, and 1 is off.
-      mask: 'causal', or 'picture_bidirectional': the tokens of an image attend to each other in both directions.
-      read_shift: where a token's state is read: -1 predicts the right neighbour, 0 the position itself.
+      Guidance: the NamedTuple of its sampling settings with their defaults; the first is `scale`,
+        and 1 is off.
+      mask: 'causal', or 'picture_bidirectional': the tokens of an image attend to each other in
+        both directions.
+      read_shift: where a token's state is read: -1 predicts the right neighbour, 0 the position
+        itself.
       prefix_tokens: names of the special tokens between prompt and image.
       attend_to_dropped_prompt: whether the padding that replaces a dropped prompt is attended to.
       tap_layer: LLM block (1-based) whose states the loss reads as well as the last ones, or None.
@@ -88,7 +93,8 @@ class GenerationPath(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def flops(settings, *, embed_dim, encoder, trains):
-        """Useful FLOPs of a training step for one image to generate, {part: FLOPs}; MFU is computed from it.
+        """Useful FLOPs of a training step for one image to generate, {part: FLOPs}; MFU is computed
+        from it.
 
         Args:
           settings: the path's config, as `Nets` gets it.
@@ -99,14 +105,18 @@ class GenerationPath(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, images, keys, *, encode):
-        """Images of M and key[M] per-image randomness -> any pytree with M in front; no gradient flows back.
+        """Images of M and key[M] per-image randomness -> any pytree with M in front; no gradient
+        flows back.
 
-        `encode` gives the current understanding encoder's features, uint8[M, h, w, 3] -> float[M, T, F].
+        `encode` gives the current understanding encoder's features, uint8[M, h, w, 3] -> float[M,
+        T, F].
         """
 
     @abc.abstractmethod
     def embed(self, prepared):
-        """Prepared -> float[M, num_tokens, D], what the LLM reads, and a skip value that `loss` needs, or None."""
+        """Prepared -> float[M, num_tokens, D], what the LLM reads, and a skip value that `loss`
+        needs, or None.
+        """
 
     @abc.abstractmethod
     def loss(self, hidden, tapped, prepared, skip):
@@ -122,7 +132,8 @@ class GenerationPath(abc.ABC):
         """
 
     def combine(self, *, text_sum, text_count, image_sum, image_count):
-        """The training loss from sums over targets and images, and their counts over the global batch.
+        """The training loss from sums over targets and images, and their counts over the global
+        batch.
 
         By default the mean of each kind, summed 1:1.
         """
@@ -133,7 +144,8 @@ class GenerationPath(abc.ABC):
         return image_sum / jnp.maximum(image_count, 1)
 
     def unconditional(self, prompts, *, real, pad_id):
-        """Prompts without their words, for guidance: BOS and `prefix_tokens` stay, everything between becomes padding.
+        """Prompts without their words, for guidance: BOS and `prefix_tokens` stay, everything
+        between becomes padding.
 
         Args:
           prompts: int32[B, P], left-padded.
@@ -153,9 +165,10 @@ class GenerationPath(abc.ABC):
         """Generates images.
 
         Args:
-          step: (embeddings float[n B, k, D], cache) -> hidden float[n B, k, D], cache: the LLM, k positions further.
-          hidden: float[n B, D] states at the end of the prompts. With guidance n is 2 and rows alternate
-            conditional, unconditional; without it n is 1.
+          step: (embeddings float[n B, k, D], cache) -> hidden float[n B, k, D], cache: the LLM, k
+            positions further.
+          hidden: float[n B, D] states at the end of the prompts. With guidance n is 2 and rows
+            alternate conditional, unconditional; without it n is 1.
           cache: the LLM's cache after the prompts, from which several continuations may start.
           keys: key[B], one per image.
           guidance: an instance of `Guidance`.

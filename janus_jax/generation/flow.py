@@ -1,9 +1,11 @@
-"""Image generation by rectified flow: JanusFlow's path. The LLM sees a noisy image and predicts where it should move.
+"""Image generation by rectified flow: JanusFlow's path. The LLM sees a noisy image and predicts
+where it should move.
 
-With data x (scaled latents of SDXL's autoencoder) and noise z0, an image at time t in [0, 1] is z_t = t x + (1 - t) z0
-and moves at velocity x - z0 (JanusFlow, section 3.1). In a row an image is its time token and T latent tokens; every
-latent token's own state, with a skip from the encoder, gives its patch of the velocity. The prompt does not depend on
-t, so all steps of the sampler start from one cache of it.
+With data x (scaled latents of SDXL's autoencoder) and noise z0, an image at time t in [0, 1] is z_t
+= t x + (1 - t) z0 and moves at velocity x - z0 (JanusFlow, section 3.1). In a row an image is its
+time token and T latent tokens; every latent token's own state, with a skip from the encoder, gives
+its patch of the velocity. The prompt does not depend on t, so all steps of the sampler start from
+one cache of it.
 """
 
 from typing import NamedTuple
@@ -47,7 +49,9 @@ class Noised(NamedTuple):
 
 
 class Alignment(nnx.Module):
-    """Three-layer MLP from the LLM's states to the understanding encoder's features (REPA, section 4)."""
+    """Three-layer MLP from the LLM's states to the understanding encoder's features (REPA, section
+    4).
+    """
 
     def __init__(self, rngs, embed_dim, feature_dim):
         self.fc_1 = Linear(rngs, embed_dim, embed_dim, axes=("embed", "embed_out"))
@@ -60,12 +64,23 @@ class Alignment(nnx.Module):
 
 
 class FlowNets(GenerationNets):
-    """Autoencoder, ConvNeXt encoder and decoder with the linear maps between them and the LLM, alignment MLP."""
+    """Autoencoder, ConvNeXt encoder and decoder with the linear maps between them and the LLM,
+    alignment MLP.
+    """
 
     training_only = ("alignment",)
 
     def __init__(
-        self, rngs, *, embed_dim, image_size, tokenizer, unet, alignment, sample_latents=False, tokenizer_training=None
+        self,
+        rngs,
+        *,
+        embed_dim,
+        image_size,
+        tokenizer,
+        unet,
+        alignment,
+        sample_latents=False,
+        tokenizer_training=None,
     ):
         """Builds the nets.
 
@@ -75,7 +90,8 @@ class FlowNets(GenerationNets):
           image_size: pixels per side of the images to generate.
           tokenizer: keyword arguments of `VAE`.
           unet: `dim`, `num_blocks`, `norm_eps` of `FlowEncoder` and `FlowDecoder`.
-          alignment: `layer`, the block whose states are aligned, 0 for no alignment, and `feature_dim` F.
+          alignment: `layer`, the block whose states are aligned, 0 for no alignment, and
+            `feature_dim` F.
           sample_latents: samples latents from their posterior; by default they are its mean.
           tokenizer_training: read by the tokenizer's own stage only.
 
@@ -92,7 +108,9 @@ class FlowNets(GenerationNets):
         self.decoder_norm = RMSNorm(rngs, embed_dim, eps=unet["norm_eps"])
         self.decoder_adaptor = Linear(rngs, embed_dim, unet["dim"], axes=("embed", "embed_out"))
         self.decoder = FlowDecoder(rngs, **net)
-        self.alignment = Alignment(rngs, embed_dim, alignment["feature_dim"]) if alignment["layer"] else None
+        self.alignment = (
+            Alignment(rngs, embed_dim, alignment["feature_dim"]) if alignment["layer"] else None
+        )
         self.tap_layer = alignment["layer"] or None
 
     @staticmethod
@@ -100,12 +118,17 @@ class FlowNets(GenerationNets):
         """The time token, and one token per 2 x 2 latents."""
         pixels = 2 ** len(tokenizer["widths"])  # per side of a token
         if image_size % pixels:
-            raise UserError(f"config.model.generation.image_size is {image_size}: it must be a multiple of {pixels}.")
+            raise UserError(
+                f"config.model.generation.image_size is {image_size}: it must be a "
+                f"multiple of {pixels}."
+            )
         return 1 + (image_size // pixels) ** 2
 
 
 class FlowPath(GenerationPath):
-    """Targets are velocities; the loss is their mean squared error, plus the alignment's cosine (section 3.3)."""
+    """Targets are velocities; the loss is their mean squared error, plus the alignment's cosine
+    (section 3.3).
+    """
 
     Nets, Tokenizer, Guidance = FlowNets, VAE, FlowGuidance
     read_shift = 0
@@ -119,22 +142,36 @@ class FlowPath(GenerationPath):
 
     @staticmethod
     def flops(settings, *, embed_dim, encoder, trains):
-        """Autoencoder, ConvNeXt nets, linear maps, alignment; in the tokenizer's own stage the autoencoder only."""
+        """Autoencoder, ConvNeXt nets, linear maps, alignment; in the tokenizer's own stage the
+        autoencoder only.
+        """
         size, vae = settings["image_size"], settings["tokenizer"]
         encode, decode = flops.autoencoder(
-            size=size, stem=vae["widths"][0], widths=vae["widths"], num_res_blocks=vae["num_res_blocks"], attend=False,
-            features=2 * vae["latent_channels"], codes=2 * vae["latent_channels"], decoded=vae["latent_channels"],
-        )  # fmt: skip
+            size=size,
+            stem=vae["widths"][0],
+            widths=vae["widths"],
+            num_res_blocks=vae["num_res_blocks"],
+            attend=False,
+            features=2 * vae["latent_channels"],
+            codes=2 * vae["latent_channels"],
+            decoded=vae["latent_channels"],
+        )
         if trains("generation/tokenizer/encoder"):
             share = ((settings["tokenizer_training"]["crop"] or size) / size) ** 2
             return {"tokenizer": flops.TRAINED * share * (encode + decode)}
         dim, blocks = settings["unet"]["dim"], settings["unet"]["num_blocks"]
         tokens = FlowNets.count_tokens(**settings) - 1
         block = lambda c: tokens * 2 * c * (49 + 8 * c) + 2 * embed_dim * 2 * c
-        heads = blocks * block(2 * dim) + tokens * 2 * dim * (embed_dim + 8 * vae["latent_channels"])
+        heads = blocks * block(2 * dim) + tokens * 2 * dim * (
+            embed_dim + 8 * vae["latent_channels"]
+        )
         adaptors = blocks * block(dim) + tokens * 2 * dim * (embed_dim + 4 * vae["latent_channels"])
         adaptors += 2 * embed_dim * (dim + embed_dim)
-        parts = {"tokenizer": flops.FORWARD * encode, "adaptors": flops.TRAINED * adaptors, "heads": flops.TRAINED * heads}
+        parts = {
+            "tokenizer": flops.FORWARD * encode,
+            "adaptors": flops.TRAINED * adaptors,
+            "heads": flops.TRAINED * heads,
+        }
         if settings["alignment"]["layer"]:
             features = settings["alignment"]["feature_dim"]
             parts["heads"] += flops.TRAINED * tokens * 2 * embed_dim * (2 * embed_dim + features)
@@ -143,7 +180,9 @@ class FlowPath(GenerationPath):
 
     def prepare(self, images, keys, *, encode):
         """Draws a time (logit-normal) and noise for every image, and moves it there."""
-        time_key, noise_key, latent_key = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0)
+        time_key, noise_key, latent_key = jnp.moveaxis(
+            jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
+        )
         latents = self.latents(images, latent_key)
         time = jax.nn.sigmoid(jax.vmap(jax.random.normal)(time_key))
         noise = jax.vmap(lambda k: jax.random.normal(k, latents.shape[1:]))(noise_key)
@@ -151,11 +190,16 @@ class FlowPath(GenerationPath):
         return noised(latents, noise, time, reference)
 
     def latents(self, images, keys):
-        """Scaled latents, float32[M, h, w, c], from a cache or from pixels; no gradient flows back."""
+        """Scaled latents, float32[M, h, w, c], from a cache or from pixels; no gradient flows
+        back.
+        """
         vae, side = self.nets.tokenizer, self.nets.side
         if images.latents is not None:
             if images.latents.shape[1:] != (shape := (vae.channels, side, side)):
-                raise UserError(f"Cached latents are {images.latents.shape[1:]}, the model generates {shape}; cache them again.")
+                raise UserError(
+                    f"Cached latents are {images.latents.shape[1:]}, the model "
+                    f"generates {shape}; cache them again."
+                )
             return rearrange(images.latents, "m c h w -> m h w c").astype(jnp.float32)
         latents, logvar = vae.posterior(images.pixels)
         if self.nets.sample_latents:
@@ -164,19 +208,27 @@ class FlowPath(GenerationPath):
         return jax.lax.stop_gradient(latents * vae.scale[...])
 
     def embed(self, noised):
-        """The time token and the T latent tokens; the skip is the encoder's output and the time's embedding."""
+        """The time token and the T latent tokens; the skip is the encoder's output and the time's
+        embedding.
+        """
         features, time = self.nets.encoder(noised.state.astype(self.dtype), noised.time)
         tokens = self.nets.encoder_adaptor(rearrange(features, "m h w c -> m (h w) c"))
         return jnp.concatenate([time[:, None], tokens], axis=1), (features, time)
 
     def velocity(self, hidden, skip):
-        """States float[M, 1 + T, D] and `embed`'s skip -> float32[M, h, w, c]; the time token's state is not read."""
+        """States float[M, 1 + T, D] and `embed`'s skip -> float32[M, h, w, c]; the time token's
+        state is not read.
+        """
         features, time = skip
         x = self.nets.decoder_adaptor(self.nets.decoder_norm(hidden[:, 1:]))
-        return self.nets.decoder(rearrange(x, "m (h w) c -> m h w c", h=features.shape[1]), features, time).astype(jnp.float32)
+        return self.nets.decoder(
+            rearrange(x, "m (h w) c -> m h w c", h=features.shape[1]), features, time
+        ).astype(jnp.float32)
 
     def loss(self, hidden, tapped, noised, skip):
-        """Mean squared error of the velocity, and 1:1 with it the negative cosine of the alignment."""
+        """Mean squared error of the velocity, and 1:1 with it the negative cosine of the
+        alignment.
+        """
         error = jnp.mean((self.velocity(hidden, skip) - noised.velocity) ** 2, axis=(1, 2, 3))
         if self.nets.alignment is None:
             return error, {"gen_velocity": error}
@@ -184,26 +236,38 @@ class FlowPath(GenerationPath):
         theirs = noised.reference.astype(jnp.float32)
         if ours.shape != theirs.shape:
             raise UserError(
-                f"Alignment compares {ours.shape[1]} tokens of width {ours.shape[2]} of an image to generate with "
-                f"{theirs.shape[1]} features of width {theirs.shape[2]}; change the sizes of config.model, or switch it off with "
+                f"Alignment compares {ours.shape[1]} tokens of width {ours.shape[2]} of an image "
+                "to generate with "
+                f"{theirs.shape[1]} features of width {theirs.shape[2]}; change the sizes of "
+                "config.model, or switch it off with "
                 "--config.model.generation.alignment.layer=0."
             )
         cosine = optax.losses.cosine_similarity(ours, theirs, epsilon=1e-8).mean(axis=-1)
         return error - cosine, {"gen_velocity": error, "gen_alignment": cosine}
 
     def sample(self, step, hidden, cache, *, keys, guidance):
-        """Euler steps from noise; every one starts from the prompts' cache, which does not change."""
+        """Euler steps from noise; every one starts from the prompts' cache, which does not
+        change.
+        """
         shape = (self.nets.side, self.nets.side, self.nets.tokenizer.channels)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
-        latents, _ = self.integrate(step, cache, noise, branches=len(hidden) // len(keys), guidance=guidance)
+        latents, _ = self.integrate(
+            step, cache, noise, branches=len(hidden) // len(keys), guidance=guidance
+        )
         return self.nets.tokenizer.decode(latents / self.nets.tokenizer.scale[...]), latents
 
     def integrate(self, step, cache, noise, *, branches, guidance):
-        """z += v / steps at t = 0, 1 / steps, ... from noise float32[B, h, w, c] to the latents; and every v."""
+        """z += v / steps at t = 0, 1 / steps, ... from noise float32[B, h, w, c] to the latents;
+        and every v.
+        """
 
         def euler(state, number):
-            time = jnp.broadcast_to(number / guidance.steps, (branches * len(state),)).astype(jnp.float32)
-            embedded, skip = self.embed(Noised(time, jnp.repeat(state, branches, axis=0), None, None))
+            time = jnp.broadcast_to(number / guidance.steps, (branches * len(state),)).astype(
+                jnp.float32
+            )
+            embedded, skip = self.embed(
+                Noised(time, jnp.repeat(state, branches, axis=0), None, None)
+            )
             hidden, _ = step(embedded, cache)
             velocity = guide(self.velocity(hidden, skip), guidance)
             return state + velocity / guidance.steps, velocity

@@ -1,7 +1,9 @@
-"""Autoregressive image generation, code by code: Janus and Janus-Pro's path over the VQ-16 tokenizer.
+"""Autoregressive image generation, code by code: Janus and Janus-Pro's path over the VQ-16
+tokenizer.
 
-The state at the begin-of-image token predicts the first code, every code's state predicts the next, and the last one
-predicts nothing. Code embeddings are a separate table, initialised from the L2-normalised codebook and then trained.
+The state at the begin-of-image token predicts the first code, every code's state predicts the next,
+and the last one predicts nothing. Code embeddings are a separate table, initialised from the
+L2-normalised codebook and then trained.
 """
 
 from typing import NamedTuple
@@ -18,7 +20,9 @@ from janus_jax.tokenizers.vq16 import VQTokenizer, normalize
 
 
 class VQGuidance(NamedTuple):
-    """Sampling settings: l = u + scale (c - u), then softmax(l / temperature) over the top k / top p; None is off."""
+    """Sampling settings: l = u + scale (c - u), then softmax(l / temperature) over the top k / top
+    p; None is off.
+    """
 
     scale: float = 5.0
     temperature: float = 1.0
@@ -42,7 +46,9 @@ class VQNets(GenerationNets):
         self.num_tokens = self.count_tokens(image_size=image_size, tokenizer=tokenizer)
         self.tokenizer = VQTokenizer(rngs, **tokenizer)
         codes, dim = tokenizer["codebook_size"], tokenizer["codebook_dim"]
-        self.embed = param(rngs, (codes, dim), ("codes", "code_dim"), nnx.initializers.normal(dim**-0.5))
+        self.embed = param(
+            rngs, (codes, dim), ("codes", "code_dim"), nnx.initializers.normal(dim**-0.5)
+        )
         self.adaptor = Mlp(rngs, dim, embed_dim, embed_dim, axes=("code_dim", "embed_out", "embed"))
         self.head = Mlp(rngs, embed_dim, embed_dim, codes, axes=("embed_out", "embed", "vocab"))
 
@@ -53,7 +59,9 @@ class VQNets(GenerationNets):
 
     @staticmethod
     def initial_values(params):
-        """`embed` starts from the L2-normalised codebook (Janus-Pro's released table has cosine 0.99 to it)."""
+        """`embed` starts from the L2-normalised codebook (Janus-Pro's released table has cosine
+        0.99 to it).
+        """
         return {"embed": normalize(params["tokenizer/codebook"])}
 
 
@@ -67,7 +75,9 @@ class VQPath(GenerationPath):
 
     @staticmethod
     def flops(settings, *, embed_dim, encoder, trains):
-        """The tokenizer's encoder, adaptor and head; in the tokenizer's own stage all of it, on the crops it sees."""
+        """The tokenizer's encoder, adaptor and head; in the tokenizer's own stage all of it, on the
+        crops it sees.
+        """
         size, vq = settings["image_size"], settings["tokenizer"]
         encode, decode = flops.vq_tokenizer(size=size, **vq)
         if trains("generation/tokenizer"):
@@ -81,7 +91,9 @@ class VQPath(GenerationPath):
         }
 
     def prepare(self, images, keys, *, encode):
-        """Ids int32[M, T], from a cache or from pixels; the tokenizer runs in fp32, since bf16 changes ids."""
+        """Ids int32[M, T], from a cache or from pixels; the tokenizer runs in fp32, since bf16
+        changes ids.
+        """
         return self.nets.tokenizer.codes(images.pixels) if images.codes is None else images.codes
 
     def embed(self, codes):
@@ -89,7 +101,9 @@ class VQPath(GenerationPath):
         return self.nets.adaptor(self.nets.embed.astype(self.dtype)[codes]), None
 
     def loss(self, hidden, tapped, codes, skip):
-        """Cross-entropy summed over an image's codes, and the share of codes that were the most likely."""
+        """Cross-entropy summed over an image's codes, and the share of codes that were the most
+        likely.
+        """
         logits = self.nets.head(hidden).astype(jnp.float32)  # [M, T, V]
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, codes)
         hits = (jnp.argmax(logits, axis=-1) == codes).astype(jnp.float32)

@@ -1,4 +1,6 @@
-"""Generates images and answers questions in batches, from texts and images: what every command samples with."""
+"""Generates images and answers questions in batches, from texts and images: what every command
+samples with.
+"""
 
 from typing import NamedTuple
 
@@ -38,7 +40,12 @@ class Sampler:
           tokenizer: TextTokenizer.
           template: Template.
         """
-        self.network, self.params, self.tokenizer, self.template = network, params, tokenizer, template
+        self.network, self.params, self.tokenizer, self.template = (
+            network,
+            params,
+            tokenizer,
+            template,
+        )
         self._generator = network.module.generator
         self._encoder = network.module.understanding.encoder
 
@@ -48,7 +55,8 @@ class Sampler:
         return next(iter(self.params.values())).sharding.mesh
 
     def guidance(self, **settings):
-        """Sampling settings: the generation path's defaults, changed by `settings`; None leaves a default.
+        """Sampling settings: the generation path's defaults, changed by `settings`; None leaves a
+        default.
 
         Raises:
           UserError: for a setting that the model's generation path does not have.
@@ -56,7 +64,9 @@ class Sampler:
         given = {name: value for name, value in settings.items() if value is not None}
         known = self._generator.Guidance._fields
         if unknown := [name for name in given if name not in known]:
-            raise UserError(f"This model samples images without {unknown[0]}; its settings are {list(known)}.")
+            raise UserError(
+                f"This model samples images without {unknown[0]}; its settings are {list(known)}."
+            )
         return self._generator.Guidance(**given)
 
     def draw(self, prompts, *, seeds, guidance):
@@ -64,8 +74,8 @@ class Sampler:
 
         Args:
           prompts: M strings.
-          seeds: int[M], one image per prompt, or int[M, n], n of each, which share the prompt's part of the cache.
-            An image depends on its prompt and seed, not on the batch.
+          seeds: int[M], one image per prompt, or int[M, n], n of each, which share the prompt's
+            part of the cache. An image depends on its prompt and seed, not on the batch.
           guidance: of `self.guidance`.
 
         Returns:
@@ -73,10 +83,15 @@ class Sampler:
         """
         self._check_generation_nets()
         roles = self.template.roles if self.template.kind == "chat" else None
-        texts = ["".join(p.text for p in chat.generation_prompt(prompt, roles=roles)) for prompt in prompts]
+        texts = [
+            "".join(p.text for p in chat.generation_prompt(prompt, roles=roles))
+            for prompt in prompts
+        ]
         t, seeds = self.tokenizer, np.asarray(seeds, np.uint32)
         prefix_tokens = [getattr(t, name) for name in self._generator.prefix_tokens]
-        ids, real = decode.right_align([[t.bos, *t.encode(text)[0], *prefix_tokens] for text in texts], pad_id=t.pad)
+        ids, real = decode.right_align(
+            [[t.bos, *t.encode(text)[0], *prefix_tokens] for text in texts], pad_id=t.pad
+        )
         keys = jax.vmap(jax.vmap(jax.random.key))(seeds.reshape(len(prompts), -1))
         ids, real, keys = distributed.shard_leading_axis((ids, real, keys))
         images, _ = decode.draw_batch(
@@ -85,21 +100,27 @@ class Sampler:
         return distributed.to_host(images).reshape(*seeds.shape, *images.shape[1:])
 
     def ask(self, images, questions, **settings):
-        """Answers one question about each image: PIL images, strings, and `answer`'s settings -> list of strings."""
+        """Answers one question about each image: PIL images, strings, and `answer`'s settings ->
+        list of strings.
+        """
         turns = lambda question: [{"role": "user", "content": f"{chat.IMAGE}\n{question}"}]
-        return self.answer([(turns(q), [image]) for image, q in zip(images, questions, strict=True)], **settings)
+        return self.answer(
+            [(turns(q), [image]) for image, q in zip(images, questions, strict=True)], **settings
+        )
 
     def answer(self, conversations, **settings):
         """The next turn of conversations: `stream`'s arguments -> list of strings."""
         *_, answers = self.stream(conversations, **settings)
         return answers
 
-    def stream(self, conversations, *, max_tokens=64, temperature=0.0, seeds=None, system=None, every=None):
+    def stream(
+        self, conversations, *, max_tokens=64, temperature=0.0, seeds=None, system=None, every=None
+    ):
         """The next turn of conversations while it is generated.
 
         Args:
-          conversations: [(turns, images)]; turns are those of `chat.conversation`, a user's last, with `chat.IMAGE` in
-            the place of each of the PIL images.
+          conversations: [(turns, images)]; turns are those of `chat.conversation`, a user's last,
+            with `chat.IMAGE` in the place of each of the PIL images.
           max_tokens: longest answer.
           temperature: 0 is greedy.
           seeds: int, one per answer; by default 0.
@@ -112,7 +133,9 @@ class Sampler:
         t, count = self.tokenizer, len(conversations)
         seeds = np.asarray([0] * count if seeds is None else seeds, np.uint32)
         questions, seeds = distributed.pad_to_mesh((self._questions(conversations, system), seeds))
-        questions, keys = distributed.shard_leading_axis((questions, jax.vmap(jax.random.key)(seeds)))
+        questions, keys = distributed.shard_leading_axis(
+            (questions, jax.vmap(jax.random.key)(seeds))
+        )
         settings = dict(network=self.network, eos_id=t.eos)
         answers = decode.begin_answers(self.params, questions, max_tokens=max_tokens, **settings)
         step = every or max_tokens
@@ -122,7 +145,9 @@ class Sampler:
                 self.params, answers, keys, temperature=float(temperature), until=until, **settings
             )
             rows = [list(row[:until]) for row in distributed.to_host(answers.ids)[:count]]
-            yield [t.decode(row[: row.index(t.eos)] if t.eos in row else row).strip() for row in rows]
+            yield [
+                t.decode(row[: row.index(t.eos)] if t.eos in row else row).strip() for row in rows
+            ]
             if all(t.eos in row for row in rows):
                 return
 
@@ -135,14 +160,18 @@ class Sampler:
         pixels = np.zeros((len(rows), slots, size, size, 3), np.uint8)
         for i, (_, images) in enumerate(conversations):
             if len(images) != len(starts[i]):
-                raise UserError(f"A question has places for {len(starts[i])} images and {len(images)} images.")
+                raise UserError(
+                    f"A question has places for {len(starts[i])} images and {len(images)} images."
+                )
             for j, image in enumerate(images):
                 positions[i, j] = starts[i][j] + length - len(rows[i])
                 pixels[i, j] = for_understanding(image, size=size)
         return decode.Questions(ids, real, pixels, positions)
 
     def _row(self, turns, system):
-        """Ids of a conversation with its image slots, and the position of each image's first feature."""
+        """Ids of a conversation with its image slots, and the position of each image's first
+        feature.
+        """
         t, turns = self.tokenizer, [*turns, {"role": "assistant", "content": ""}]
         if self.template.kind == "chat":
             system = self.template.system if system is None else system
@@ -160,16 +189,23 @@ class Sampler:
         return row, starts
 
     def reconstruct(self, images):
-        """Images through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h, w, 3]."""
+        """Images through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h, w,
+        3].
+        """
         self._check_generation_nets()
-        return distributed.to_host(decode.reconstruct_batch(self.params, images, network=self.network))
+        return distributed.to_host(
+            decode.reconstruct_batch(self.params, images, network=self.network)
+        )
 
     def _check_generation_nets(self):
-        """Answering needs no generation nets, and a checkpoint may lack some: an imported JanusFlow its autoencoder."""
+        """Answering needs no generation nets, and a checkpoint may lack some: an imported JanusFlow
+        its autoencoder.
+        """
         missing = {path.split("/")[1] for path in self.network.abstract.keys() - self.params.keys()}
         missing = sorted(missing - set(self._generator.nets.training_only))
         if missing:
             raise UserError(
-                f"The checkpoint cannot generate images: it has no generation/{missing[0]}. Import it with its "
+                f"The checkpoint cannot generate images: it has no generation/{missing[0]}. Import "
+                "it with its "
                 "autoencoder, `convert import ... --vae=DIR`."
             )

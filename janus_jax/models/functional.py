@@ -1,7 +1,8 @@
-"""Between a module and its arrays: parameters travel as a flat dict {path: array}, `llm/layers/mlp/gate/kernel`.
+"""Between a module and its arrays: parameters travel as a flat dict {path: array},
+`llm/layers/mlp/gate/kernel`.
 
-A `ModelSpec` describes a module without holding arrays. Whatever runs under a JAX transform takes the dict and merges
-it back into the module inside.
+A `ModelSpec` describes a module without holding arrays. Whatever runs under a JAX transform takes
+the dict and merges it back into the module inside.
 """
 
 import functools
@@ -26,7 +27,9 @@ class ModelSpec:
         module = jax.eval_shape(lambda key: build(Rngs(key)), jax.random.key(0))
         self.graphdef, self.state = nnx.split(module)
         self.abstract = _flat(nnx.to_pure_dict(self.state))
-        axes = nnx.to_pure_dict(nnx.map_state(lambda _, v: _Axes(v.get_metadata("axes")), self.state))
+        axes = nnx.to_pure_dict(
+            nnx.map_state(lambda _, v: _Axes(v.get_metadata("axes")), self.state)
+        )
         self.axes = {path: a.names for path, a in _flat(axes).items()}
 
     @functools.cached_property

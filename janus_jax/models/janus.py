@@ -1,11 +1,13 @@
-"""Janus: one LLM that reads text, understands images and generates them. This page is the papers' figure.
+"""Janus: one LLM that reads text, understands images and generates them. This page is the papers'
+figure.
 
-    text ------------------ llm/embed -----------------------------------+           +-- llm/head -------- next token
-    image -- understanding/encoder ---- understanding/adaptor -----------+-- llm ----+
-    image -- generation/tokenizer -- generation/embed -- .../adaptor ----+           +-- generation/head - codes, velocities
+    text ------------------ llm/embed -----------------------------------+           +-- llm/head
+    -------- next token image -- understanding/encoder ---- understanding/adaptor -----------+-- llm
+    ----+ image -- generation/tokenizer -- generation/embed -- .../adaptor ----+           +--
+    generation/head - codes, velocities
 
-Understanding and generation use separate visual encoders (Janus, section 3.1). Everything that depends on how images
-are generated is behind the generation path; the losses are in `objectives`.
+Understanding and generation use separate visual encoders (Janus, section 3.1). Everything that
+depends on how images are generated is behind the generation path; the losses are in `objectives`.
 """
 
 import jax
@@ -26,21 +28,29 @@ ADAPTORS = ("mlp", "linear")
 
 
 class Understanding(nnx.Module):
-    """SigLIP encoder, the adaptor into the LLM's space, and for JanusFlow a learned vector before the features.
+    """SigLIP encoder, the adaptor into the LLM's space, and for JanusFlow a learned vector before
+    the features.
 
-    `begin` replaces the embedding of the begin-of-image token (JanusFlow, section 3.2). It starts at zero.
+    `begin` replaces the embedding of the begin-of-image token (JanusFlow, section 3.2). It starts
+    at zero.
     """
 
     def __init__(self, rngs, *, embed_dim, encoder, adaptor="mlp", begin=False):
         if adaptor not in ADAPTORS:
-            raise UserError(f"config.model.understanding.adaptor is {adaptor!r}; known: {list(ADAPTORS)}.")
+            raise UserError(
+                f"config.model.understanding.adaptor is {adaptor!r}; known: {list(ADAPTORS)}."
+            )
         self.encoder = Siglip(rngs, **encoder)
         self.begin = param(rngs, (embed_dim,), ("embed",), zeros) if begin else None
         self.lead = int(begin)  # positions before the first feature
         if adaptor == "mlp":
-            self.adaptor = Mlp(rngs, encoder["embed_dim"], embed_dim, embed_dim, axes=(None, "embed", "embed_out"))
+            self.adaptor = Mlp(
+                rngs, encoder["embed_dim"], embed_dim, embed_dim, axes=(None, "embed", "embed_out")
+            )
         else:
-            self.adaptor = Linear(rngs, encoder["embed_dim"], embed_dim, axes=("embed_out", "embed"))
+            self.adaptor = Linear(
+                rngs, encoder["embed_dim"], embed_dim, axes=("embed_out", "embed")
+            )
 
     def encode(self, images, *, dtype):
         """uint8[M, h, w, 3] -> features float[M, T, F]."""
@@ -48,10 +58,14 @@ class Understanding(nnx.Module):
 
     def __call__(self, images, *, dtype):
         """uint8[M, h, w, 3] -> float[M, lead + T, D]."""
-        features = sharding.constrain(self.adaptor(self.encode(images, dtype=dtype)), "batch", "length", "act_embed")
+        features = sharding.constrain(
+            self.adaptor(self.encode(images, dtype=dtype)), "batch", "length", "act_embed"
+        )
         if self.begin is None:
             return features
-        begin = jnp.broadcast_to(trailing(self.begin, features), (len(features), 1, features.shape[-1]))
+        begin = jnp.broadcast_to(
+            trailing(self.begin, features), (len(features), 1, features.shape[-1])
+        )
         return jnp.concatenate([begin, features], axis=1)
 
 
@@ -65,7 +79,8 @@ class Janus(nnx.Module):
           rngs: source of fresh parameters.
           llm: of `Llama`.
           understanding: of `Understanding`, without `embed_dim`.
-          generation: `kind`, a key of `GENERATION_PATHS`, and the keyword arguments of that path's nets.
+          generation: `kind`, a key of `GENERATION_PATHS`, and the keyword arguments of that path's
+            nets.
           dtype: what the LLM and the understanding encoder compute in.
         """
         settings = dict(generation)
@@ -85,11 +100,14 @@ class Janus(nnx.Module):
         return self.llm.embed_tokens(tokens, dtype=self.dtype)
 
     def encode_reference(self, images):
-        """Features of the current understanding encoder, without gradient: uint8[M, h, w, 3] -> float[M, T, F]."""
+        """Features of the current understanding encoder, without gradient: uint8[M, h, w, 3] ->
+        float[M, T, F].
+        """
         size = self.understanding.encoder.image_size
         if images.shape[1] != size:
             raise UserError(
-                f"Images to generate are {images.shape[1]} px and the understanding encoder, whose features the loss "
+                f"Images to generate are {images.shape[1]} px and the understanding encoder, whose "
+                "features the loss "
                 f"compares, reads {size} px; make config.model.generation.image_size the same."
             )
         return jax.lax.stop_gradient(self.understanding.encode(images, dtype=self.dtype))
@@ -117,7 +135,8 @@ class Janus(nnx.Module):
           embedded: float[S, G, T, D], images to generate as the LLM reads them.
 
         Returns:
-          float[S, R*L, D] after the final norm; and after block `generator.tap_layer`, float[S, R*L, D] or None.
+          float[S, R*L, D] after the final norm; and after block `generator.tap_layer`, float[S,
+          R*L, D] or None.
         """
         groups, _, length = batch.tokens.shape
         with jax.named_scope("embed"):
@@ -144,8 +163,13 @@ class Janus(nnx.Module):
 
 
 def mark_images(batch, *, num_tokens):
-    """int32[S, R, L]: 1, 2, ... on the tokens of a group's first, second, ... image to generate; 0 elsewhere."""
+    """int32[S, R, L]: 1, 2, ... on the tokens of a group's first, second, ... image to generate; 0
+    elsewhere.
+    """
     groups, slots = batch.gen_start.shape
-    numbers = jnp.broadcast_to(jnp.arange(1, slots + 1, dtype=jnp.int32)[None, :, None, None], (groups, slots, num_tokens, 1))
+    numbers = jnp.broadcast_to(
+        jnp.arange(1, slots + 1, dtype=jnp.int32)[None, :, None, None],
+        (groups, slots, num_tokens, 1),
+    )
     blank = jnp.zeros((groups, batch.tokens.shape[1] * batch.tokens.shape[2], 1), jnp.int32)
     return insert(blank, numbers, start=batch.gen_start)[..., 0].reshape(batch.tokens.shape)

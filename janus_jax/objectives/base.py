@@ -1,4 +1,6 @@
-"""The contract of an objective: what a stage trains, what it minimises, and which optimizer updates which part."""
+"""The contract of an objective: what a stage trains, what it minimises, and which optimizer updates
+which part.
+"""
 
 import abc
 
@@ -14,9 +16,11 @@ class Objective(abc.ABC):
 
     Attributes:
       network: ModelSpec of what the stage trains, whose parameters travel as {path: array}.
-      groups: {group: freeze-style path patterns}: each group of parameters follows the gradient of its own loss and has
-        an optimizer of its own, as the generator and the discriminator of a GAN do. The first match counts.
-      trains_tokenizer: whether it trains the generation tokenizer, which then starts fresh and needs pixels.
+      groups: {group: freeze-style path patterns}: each group of parameters follows the gradient of
+        its own loss and has an optimizer of its own, as the generator and the discriminator of a
+        GAN do. The first match counts.
+      trains_tokenizer: whether it trains the generation tokenizer, which then starts fresh and
+        needs pixels.
     """
 
     groups = {MODEL: (".*",)}
@@ -31,11 +35,14 @@ class Objective(abc.ABC):
         """The ModelSpec that this objective trains, of `config.model`, computing in `dtype`."""
 
     def optimizer_settings(self, default):
-        """{group: settings as in `config.optimizer`}; by default every group has the config's own, `default`."""
+        """{group: settings as in `config.optimizer`}; by default every group has the config's own,
+        `default`.
+        """
         return dict.fromkeys(self.groups, default)
 
     def batch_statistics(self, params, batch, keys):
-        """What the loss must know of the whole global batch, computed before the batch is cut into microbatches.
+        """What the loss must know of the whole global batch, computed before the batch is cut into
+        microbatches.
 
         Args:
           params: {path: array}.
@@ -61,9 +68,12 @@ class Objective(abc.ABC):
           {group: scalar}, {metric: scalar}; summed over microbatches they are those of the batch.
         """
 
-    calibrate = None  # (params, batch) -> {path: array}: what the network measures of itself at a checkpoint
+    # (params, batch) -> {path: array}: what the network measures of itself at a checkpoint
+    calibrate = None
 
 
 def mean_over_images(values, *, used, count):
-    """float32[M] per-image values -> their mean over the `count` images of the global batch; unused slots do not count."""
+    """float32[M] per-image values -> their mean over the `count` images of the global batch; unused
+    slots do not count.
+    """
     return jnp.where(used, values, 0).sum() / jnp.maximum(count, 1)

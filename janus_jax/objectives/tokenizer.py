@@ -18,14 +18,17 @@ class TokenizerModel(nnx.Module):
     """The tokenizer under the path it has in the whole model, `generation/tokenizer`."""
 
     def __init__(self, rngs, *, generation):
-        """`generation` is `config.model.generation`; its `tokenizer_training` holds the loss weights and the crop."""
+        """`generation` is `config.model.generation`; its `tokenizer_training` holds the loss
+        weights and the crop.
+        """
         settings = generation.get("tokenizer_training") or {"crop": 0}
         tokenizer = generation_path(generation["kind"]).Tokenizer(rngs, **generation["tokenizer"])
         image_size = generation["image_size"]
         crop = settings["crop"] or image_size
         if crop % tokenizer.downsample or crop > image_size:
             raise UserError(
-                f"config.model.generation.tokenizer_training.crop is {crop}: it must be a multiple of "
+                f"config.model.generation.tokenizer_training.crop is {crop}: it must be a multiple "
+                "of "
                 f"{tokenizer.downsample} and at most the image size, {image_size}."
             )
         self.crop = settings["crop"]
@@ -39,7 +42,9 @@ class TokenizerModel(nnx.Module):
 
 
 class Tokenizer(Objective):
-    """Reconstruction with the regularisers of the tokenizer's own family; only images to generate count."""
+    """Reconstruction with the regularisers of the tokenizer's own family; only images to generate
+    count.
+    """
 
     trains_tokenizer = True
 
@@ -56,23 +61,37 @@ class Tokenizer(Objective):
         return counts, model.tokenizer.batch_statistics(pixels, used_slots(batch).reshape(-1))
 
     def loss(self, params, batch, counts, keys):
-        """As `Objective.loss`; metric `loss_gen` is the loss, the others are the tokenizer's own."""
+        """As `Objective.loss`; metric `loss_gen` is the loss, the others are the tokenizer's
+        own.
+        """
         targets, statistics = counts
         model = self.network.merge(params)
         pixels, loss_keys = self._inputs(model, batch, keys)
-        losses, extra = model.tokenizer.training_loss(pixels, loss_keys, statistics, weights=model.weights)
-        mean = functools.partial(mean_over_images, used=used_slots(batch).reshape(-1), count=targets.images)
+        losses, extra = model.tokenizer.training_loss(
+            pixels, loss_keys, statistics, weights=model.weights
+        )
+        mean = functools.partial(
+            mean_over_images, used=used_slots(batch).reshape(-1), count=targets.images
+        )
         loss = mean(losses)
-        return {MODEL: loss}, {"loss_gen": loss} | {name: mean(values) for name, values in extra.items()}
+        return {MODEL: loss}, {"loss_gen": loss} | {
+            name: mean(values) for name, values in extra.items()
+        }
 
     def calibrate(self, params, batch):
         """What the trained tokenizer measures of itself, such as the scale of its latents."""
         images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
-        measured = self.network.merge(params).tokenizer.calibrate(images, used_slots(batch).reshape(-1))
+        measured = self.network.merge(params).tokenizer.calibrate(
+            images, used_slots(batch).reshape(-1)
+        )
         return {f"generation/tokenizer/{path}": value for path, value in measured.items()}
 
     def _inputs(self, model, batch, keys):
-        """Pixels float32[M, h, w, 3] that training sees, and key[M] for what is random in the loss."""
+        """Pixels float32[M, h, w, 3] that training sees, and key[M] for what is random in the
+        loss.
+        """
         keys = keys.reshape(-1)
         images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
-        return training_pixels(images, keys, crop=model.crop), jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        return training_pixels(images, keys, crop=model.crop), jax.vmap(
+            lambda key: jax.random.fold_in(key, 1)
+        )(keys)

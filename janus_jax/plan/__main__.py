@@ -1,18 +1,23 @@
-"""Says what a run needs on accelerators that are not attached: memory, FLOPs, days; and compiles its train step for them.
+"""Says what a run needs on accelerators that are not attached: memory, FLOPs, days; and compiles
+its train step for them.
 
-    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4              # by formula, in a second
-    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5e:16x16,h100:64 --compile --json
-    python -m janus_jax.plan --papers                                                       # what the papers' runs reached
-    python -m janus_jax.plan --table=docs/scale.md                                          # every recipe on every pod
+    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4              # by
+    formula, in a second python -m janus_jax.plan --config=configs/pro_7b.py:2
+    --topology=v5e:16x16,h100:64 --compile --json python -m janus_jax.plan --papers
+                                         # what the papers' runs reached python -m janus_jax.plan
+                                         --table=docs/scale.md
+                                            # every recipe on every pod
 
-Topologies are TPU slices by their shape in chips (v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4), several slices
-(2xv5p:4x4x4), and GPUs by number (h100:8, h100:64, h200:8). Any field of the config can be changed, as in training:
---config.mesh.tensor=2, --config.stages.stage_2.microbatches=4.
+Topologies are TPU slices by their shape in chips (v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16,
+tpu7x:4x4x4), several slices (2xv5p:4x4x4), and GPUs by number (h100:8, h100:64, h200:8). Any field
+of the config can be changed, as in training: --config.mesh.tensor=2,
+--config.stages.stage_2.microbatches=4.
 
-By default, bytes are what the state takes, exactly, and an estimate of the activations; `train` checks the same sum before
-a run. With --compile, the train step is compiled by the compiler of that device (pip install -r requirements-plan.txt; no
-device is needed), and bytes are the compiler's own. They are cached in ~/.cache/janus_jax. Where a setting does not divide
-or fit, nearby ones are tried, and the first that does is named.
+By default, bytes are what the state takes, exactly, and an estimate of the activations; `train`
+checks the same sum before a run. With --compile, the train step is compiled by the compiler of that
+device (pip install -r requirements-plan.txt; no device is needed), and bytes are the compiler's
+own. They are cached in ~/.cache/janus_jax. Where a setting does not divide or fit, nearby ones are
+tried, and the first that does is named.
 
 Days are useful FLOPs (no padding, no recomputation) at --mfu of the chips' peak in bf16.
 """
@@ -32,9 +37,13 @@ from janus_jax.recipe.stage import make_stage
 MAX_COMPILED = 8  # settings that are compiled for one stage and topology
 
 CONFIG = cli.config_flag()
-TOPOLOGY = cli.flags.DEFINE_list("topology", [], "Names like v5p:4x4x4, 2xv5p:4x4x4 or h100:64, separated by commas.")
+TOPOLOGY = cli.flags.DEFINE_list(
+    "topology", [], "Names like v5p:4x4x4, 2xv5p:4x4x4 or h100:64, separated by commas."
+)
 COMPILE = cli.flags.DEFINE_bool("compile", False, "Compiles the train step for each topology.")
-MFU = cli.define_finite("mfu", 0.45, "Share of the peak at which days are counted.", lower_bound=0.01, upper_bound=1.0)
+MFU = cli.define_finite(
+    "mfu", 0.45, "Share of the peak at which days are counted.", lower_bound=0.01, upper_bound=1.0
+)
 EFFORT = cli.define_finite(
     "effort",
     -1.0,
@@ -43,7 +52,9 @@ EFFORT = cli.define_finite(
     upper_bound=1.0,
 )
 PAPERS = cli.flags.DEFINE_bool("papers", False, "What the papers' own runs come to.")
-TABLE = cli.flags.DEFINE_string("table", None, "A page to make, cell by cell: every recipe's stages on every pod.")
+TABLE = cli.flags.DEFINE_string(
+    "table", None, "A page to make, cell by cell: every recipe's stages on every pod."
+)
 JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object per stage and topology.")
 
 
@@ -58,7 +69,8 @@ def main():
         return table.write_page(TABLE.value, plan, mfu=MFU.value)
     if CONFIG.value is None or not TOPOLOGY.value:
         raise UserError(
-            "Name a config and a topology: python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4."
+            "Name a config and a topology: python -m janus_jax.plan --config=configs/pro_7b.py:2 "
+            "--topology=v5p:4x4x4."
         )
     config = CONFIG.value.to_dict()
     targets = [topology.parse(name) for name in TOPOLOGY.value if name]
@@ -67,7 +79,14 @@ def main():
     cells = []
     for name in config["stages"]:
         for target in targets:
-            cell = plan(config, name, target, page=cli.config_file(), compile_step=COMPILE.value, mfu=MFU.value)
+            cell = plan(
+                config,
+                name,
+                target,
+                page=cli.config_file(),
+                compile_step=COMPILE.value,
+                mfu=MFU.value,
+            )
             show([{"what": what, "value": value} for what, value in describe(cell).items()])
             for line in cell["notes"]:
                 rich.print(f"[dim]{cell['stage']} {cell['topology']}: {line}[/dim]")
@@ -90,7 +109,8 @@ def plan(config, name, target, *, page, compile_step, mfu):
       dict: figures of the config's own setting, or of the nearest one that divides and fits.
 
     Raises:
-      UserError: for numbers that no run can have, where no setting divides, and where --compile lacks its compiler.
+      UserError: for numbers that no run can have, where no setting divides, and where --compile
+        lacks its compiler.
     """
     config = copy.deepcopy(config)
     config["dtype"] = "bfloat16" if config["dtype"] == "auto" else config["dtype"]
@@ -98,11 +118,15 @@ def plan(config, name, target, *, page, compile_step, mfu):
     first, notes, tried = None, [], 0
     for changes, candidate in estimate.candidates(stage, target):
         cell = estimate.estimate(candidate, target, mfu=mfu)
-        if first and (cell["bytes_per_device"] > 1.5 * cell["bytes_limit"] or tried == MAX_COMPILED):
+        if first and (
+            cell["bytes_per_device"] > 1.5 * cell["bytes_limit"] or tried == MAX_COMPILED
+        ):
             continue
         if compile_step:
             tried += 1
-            cell |= compiled.compile_step(candidate, target, effort=EFFORT.value, note=describe_changes(changes))
+            cell |= compiled.compile_step(
+                candidate, target, effort=EFFORT.value, note=describe_changes(changes)
+            )
             cell |= {"compiler": topology.compiler(target)}
         cell |= {"config": page, "changes": changes, "notes": notes}
         if cell["fits"]:
@@ -113,7 +137,8 @@ def plan(config, name, target, *, page, compile_step, mfu):
     if first is None:
         why = estimate.misfit(config, name, target, stage.network)
         raise UserError(
-            f"Stage {name} does not divide over the {target.count} devices of {target.name}, nor does any setting near its "
+            f"Stage {name} does not divide over the {target.count} devices of {target.name}, nor "
+            "does any setting near its "
             f"own ({why}); give --config.mesh, --config.stages.{name}.batch, rows or microbatches."
         )
     limit = f", of at most {MAX_COMPILED} compiled" if compile_step else ""
@@ -158,15 +183,21 @@ def describe(cell):
     mesh = " x ".join(str(n) for n in cell["mesh"].values())
     moved = cell["collective_bytes"]
     by_kind = {kind: size for kind, size in cell["bytes_by_kind"].items() if size}
-    parts = {part: count / cell["flops_per_step"] for part, count in cell["flops_by_part"].items() if count}
+    parts = {
+        part: count / cell["flops_per_step"]
+        for part, count in cell["flops_by_part"].items()
+        if count
+    }
     row = {
         "stage": f"{cell['stage'].removeprefix('stage_')} on {cell['topology']}",
         "mesh, data x fsdp x tensor": mesh,
         "changed, to divide or fit": changes or "-",
         "fits": ("yes" if cell["fits"] else "NO") + ("" if cell["compiled"] else ", by estimate"),
-        "GiB per device": f"{cell['bytes_per_device'] / GIB:.2f} of {cell['bytes_limit'] / GIB:.2f}",
+        "GiB per device": f"{cell['bytes_per_device'] / GIB:.2f} of "
+        f"{cell['bytes_limit'] / GIB:.2f}",
         **{f"  {kind}": f"{size / GIB:.2f}" for kind, size in by_kind.items()},
-        "parameters, B": f"{cell['parameters'] / 1e9:.3f}, {cell['trainable_parameters'] / 1e9:.3f} train",
+        "parameters, B": f"{cell['parameters'] / 1e9:.3f}, "
+        f"{cell['trainable_parameters'] / 1e9:.3f} train",
         "useful PFLOPs per step": f"{cell['flops_per_step'] / 1e15:.2f}",
         **{f"  {part}": f"{share:.1%}" for part, share in parts.items()},
         "real tokens per step, M": f"{cell['tokens_per_step'] / 1e6:.3f}",

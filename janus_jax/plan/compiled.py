@@ -1,4 +1,6 @@
-"""Compiles a stage's train step for accelerators that are not attached, and reads what the compiler says of it."""
+"""Compiles a stage's train step for accelerators that are not attached, and reads what the compiler
+says of it.
+"""
 
 import contextlib
 import hashlib
@@ -38,7 +40,11 @@ def compile_step(stage, target, *, effort, note):
     with jax.set_mesh(mesh), _progress(f"{stage.name} for {target.name}, {note}"):
         state, batch = train_step.abstract_state(stage), train_step.abstract_batch(stage)
         jax.config.update("jax_exec_time_optimization_effort", effort)
-        lowered = train_step.jit(stage, state).trace(state, batch).lower(lowering_platforms=(target.platform,))
+        lowered = (
+            train_step.jit(stage, state)
+            .trace(state, batch)
+            .lower(lowering_platforms=(target.platform,))
+        )
         cache = _cache_file(lowered, target, effort)
         if cache.exists():
             return json.loads(cache.read_text())
@@ -59,12 +65,21 @@ def compile_step(stage, target, *, effort, note):
 def _cache_file(lowered, target, effort):
     """The file of a program's figures, named after everything that they depend on.
 
-    What these compilers make cannot be loaded without their devices, so jax's own cache of programs does not help.
+    What these compilers make cannot be loaded without their devices, so jax's own cache of programs
+    does not help.
     """
-    readers = [inspect.getsource(hlo), inspect.getsource(_figures), inspect.getsource(_out_of_memory)]
+    readers = [
+        inspect.getsource(hlo),
+        inspect.getsource(_figures),
+        inspect.getsource(_out_of_memory),
+    ]
     parts = [lowered.as_text(), target.name, str(effort), topology.compiler(target), *readers]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax/plan" / f"{name}.json"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "janus_jax/plan"
+        / f"{name}.json"
+    )
 
 
 def _figures(compiled, target):
@@ -78,12 +93,17 @@ def _figures(compiled, target):
         "bytes_by_kind": by_kind,
         "host_bytes": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
         "collective_bytes": hlo.collectives(text),
-        "largest": [{"bytes": size, "shape": shape, "from": origin} for size, shape, origin in hlo.largest(text)],
+        "largest": [
+            {"bytes": size, "shape": shape, "from": origin}
+            for size, shape, origin in hlo.largest(text)
+        ],
     }
 
 
 def _out_of_memory(message):
-    """The figures of a compiler that ran out of memory; where it does not say how much it needs, the estimate stays."""
+    """The figures of a compiler that ran out of memory; where it does not say how much it needs,
+    the estimate stays.
+    """
     figures = {"compiled": True, "fits": False}
     if match := re.search(r"([\d.]+)([KMGT])\)? exceeds", message):
         total = float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)
@@ -98,7 +118,13 @@ def _progress(what):
         logging.info("Compiling %s", what)
         yield
         return
-    columns = (rich.progress.SpinnerColumn(), "{task.description}", rich.progress.TimeElapsedColumn())
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as progress:
+    columns = (
+        rich.progress.SpinnerColumn(),
+        "{task.description}",
+        rich.progress.TimeElapsedColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=rich.console.Console(stderr=True), transient=True
+    ) as progress:
         progress.add_task(f"compiling {what}", total=None)
         yield

@@ -1,4 +1,6 @@
-"""What a stage needs by formula: bytes per device, FLOPs by part, days; and the settings near a config's own."""
+"""What a stage needs by formula: bytes per device, FLOPs by part, days; and the settings near a
+config's own.
+"""
 
 import copy
 import itertools
@@ -11,14 +13,16 @@ from janus_jax.recipe.data import expected_statistics, synthetic_lengths
 from janus_jax.recipe.stage import Stage, make_stage
 
 DAY = 86_400  # seconds
-COSTS = dict(microbatches=1.0, tensor=1.5, rows=2.5, moments=8.0, remat=12.0)  # order in which settings are tried:
+# Order in which settings are tried:
+COSTS = dict(microbatches=1.0, tensor=1.5, rows=2.5, moments=8.0, remat=12.0)
 # roughly what one step along each of them costs in speed
 
 
 def candidates(stage, target):
     """Settings near a stage's own that divide over a topology, nearest first.
 
-    They differ in microbatches, tensor parallelism, rows per group, the moments' dtype and the remat policy.
+    They differ in microbatches, tensor parallelism, rows per group, the moments' dtype and the
+    remat policy.
 
     Args:
       stage: Stage.
@@ -39,7 +43,9 @@ def candidates(stage, target):
     )
     lengths = synthetic_lengths(stage)
     choices = list(itertools.product(*(enumerate(values) for values in table.values())))
-    cost = lambda choice: sum(weight * index for weight, (index, _) in zip(COSTS.values(), choice, strict=True))
+    cost = lambda choice: sum(
+        weight * index for weight, (index, _) in zip(COSTS.values(), choice, strict=True)
+    )
     for choice in sorted(choices, key=cost):
         values = {name: value for name, (_, value) in zip(table, choice, strict=True)}
         changes = {name: value for name, (index, value) in zip(table, choice, strict=True) if index}
@@ -65,11 +71,15 @@ def misfit(config, name, target, network):
 
 
 def _changed(stage, target, lengths, values):
-    """A copy of the config with these values; slices are on the `data` axis, and fewer rows per group have fewer slots."""
+    """A copy of the config with these values; slices are on the `data` axis, and fewer rows per
+    group have fewer slots.
+    """
     config = copy.deepcopy(stage.config)
     settings, mesh = config["stages"][stage.name], config["mesh"]
     if values["rows"] != settings["rows"]:
-        budgets = packing_stats.budgets(lengths, settings["mixture"], rows=values["rows"], length=settings["length"])
+        budgets = packing_stats.budgets(
+            lengths, settings["mixture"], rows=values["rows"], length=settings["length"]
+        )
         settings["und_slots"], settings["gen_slots"] = budgets[:2]
     settings["rows"], settings["microbatches"] = values["rows"], values["microbatches"]
     mesh["tensor"] = values["tensor"]
@@ -80,7 +90,9 @@ def _changed(stage, target, lengths, values):
 
 
 def estimate(stage, target, *, mfu):
-    """Figures of a stage on the topology of its mesh by formula, without any device: the keys of `plan --json`."""
+    """Figures of a stage on the topology of its mesh by formula, without any device: the keys of
+    `plan --json`.
+    """
     by_kind = stage.memory
     count = lambda params: sum(leaf.size for leaf in params.values())
     stats = expected_statistics(stage)
@@ -112,7 +124,11 @@ def estimate(stage, target, *, mfu):
 
 
 def image_cache_bytes(stage):
-    """Bytes of keys and values that one guided image adds to those of its prompt while it is generated."""
+    """Bytes of keys and values that one guided image adds to those of its prompt while it is
+    generated.
+    """
     llm = stage.model["llm"]
-    per_position = 2 * llm["num_layers"] * llm["num_kv_heads"] * (llm["embed_dim"] // llm["num_heads"])
+    per_position = (
+        2 * llm["num_layers"] * llm["num_kv_heads"] * (llm["embed_dim"] // llm["num_heads"])
+    )
     return 2 * stage.gen_tokens * per_position * stage.dtype.itemsize

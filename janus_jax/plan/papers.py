@@ -7,7 +7,8 @@ from janus_jax.data import packing_stats
 from janus_jax.plan.estimate import DAY
 from janus_jax.recipe.stage import make_stage
 
-RUNS = (  # run, config, GPUs, days, steps of stage 2: the editions of the papers differ in days and steps
+# Run, config, GPUs, days, steps of stage 2: the editions of the papers differ in days and steps
+RUNS = (
     ("Janus-Pro-1B, 9 days, 270k", "pro_1b", 128, 9, 270_000),
     ("Janus-Pro-1B, 7 days, 270k", "pro_1b", 128, 7, 270_000),
     ("Janus-Pro-1B, 9 days, 360k", "pro_1b", 128, 9, 360_000),
@@ -18,13 +19,17 @@ RUNS = (  # run, config, GPUs, days, steps of stage 2: the editions of the paper
     ("JanusFlow, 1 600 A100 days, 380k", "flow_1p3b", 160, 10, 380_000),
 )
 A100_PEAK = 312e12  # FLOP/s in bf16 of the papers' GPUs
-SAMPLE_TOKENS = {"understanding": 700, "text": 680, "generation": 650}  # of a sample in the papers' runs, assumed
+# Of a sample in the papers' runs, assumed
+SAMPLE_TOKENS = {"understanding": 700, "text": 680, "generation": 650}
 
 
 def implied_utilisation():
-    """A list of {run, gpus, tokens, flops, tokens_per_second, mfu}, the last two per GPU, for full rows of 4096."""
+    """A list of {run, gpus, tokens, flops, tokens_per_second, mfu}, the last two per GPU, for full
+    rows of 4096.
+    """
     lengths = {
-        task: packing_stats.Lengths(np.array([n]), np.array([int(task != "text")])) for task, n in SAMPLE_TOKENS.items()
+        task: packing_stats.Lengths(np.array([n]), np.array([int(task != "text")]))
+        for task, n in SAMPLE_TOKENS.items()
     }
     networks, rows = {}, []
     for run, page, gpus, days, stage_2_steps in RUNS:
@@ -41,8 +46,14 @@ def implied_utilisation():
             total_tokens += steps * tokens
             total_flops += steps * sum(stage.flops(stats).values())
         seconds = gpus * days * DAY
-        rows.append({
-            "run": run, "gpus": gpus, "tokens": total_tokens, "flops": total_flops,
-            "tokens_per_second": total_tokens / seconds, "mfu": total_flops / seconds / A100_PEAK,
-        })  # fmt: skip
+        rows.append(
+            {
+                "run": run,
+                "gpus": gpus,
+                "tokens": total_tokens,
+                "flops": total_flops,
+                "tokens_per_second": total_tokens / seconds,
+                "mfu": total_flops / seconds / A100_PEAK,
+            }
+        )
     return rows

@@ -27,17 +27,20 @@ HEAD = """# Every recipe on every pod
 
     . launch/xla_flags.sh; python -m janus_jax.plan --table=docs/scale.md
 
-computes the missing cells and writes this page. The cells are stored in `{cells}`, each with the version and flags of its
-compiler; cells of another compiler are computed again. No accelerator is needed: the train step, at the papers' global
-batch, is compiled by each device's own compiler (jax {jax}) with the flags of `launch/`, and the bytes are that compiler's.
-Nothing is run, so speed is not measured: days are useful FLOPs at {mfu:.0%} of the peak.
+computes the missing cells and writes this page. The cells are stored in `{cells}`, each with the
+version and flags of its compiler; cells of another compiler are computed again. No accelerator is
+needed: the train step, at the papers' global batch, is compiled by each device's own compiler
+(jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing is run, so
+speed is not measured: days are useful FLOPs at {mfu:.0%} of the peak.
 
-*changed*: what differs from the config where its own setting does not divide over the devices or does not fit. *GiB*: what
-a device needs, of what it has. *state*: parameters, moments and averages only. *moved*: bytes that a device receives from
-others in a step by XLA's collectives, with their loop counts. On TPUs the reduce-scatters of the gradients are half of it:
-this compiler turns each into an all-reduce, which moves twice the bytes, also when written as `lax.psum_scatter`.
-*compiled in*: on 2 CPU cores, at the compiler's lowest effort for speed (`--effort`). At training's own effort, 0, less is
-moved: 6.0 GB instead of 6.5 for stage 2 of pro_1b with four layers on v5p:4x4x4.
+*changed*: what differs from the config where its own setting does not divide over the devices or
+does not fit. *GiB*: what a device needs, of what it has. *state*: parameters, moments and
+averages only. *moved*: bytes that a device receives from others in a step by XLA's collectives,
+with their loop counts. On TPUs the reduce-scatters of the gradients are half of it: this compiler
+turns each into an all-reduce, which moves twice the bytes, also when written as
+`lax.psum_scatter`. *compiled in*: on 2 CPU cores, at the compiler's lowest effort for speed
+(`--effort`). At training's own effort, 0, less is moved: 6.0 GB instead of 6.5 for stage 2 of
+pro_1b with four layers on v5p:4x4x4.
 """
 
 
@@ -51,7 +54,11 @@ def write_page(path, plan, *, mfu):
     """
     path = Path(path)
     store = path.with_suffix(".jsonl")
-    cells = {_key(c): c for c in map(json.loads, store.read_text().splitlines())} if store.exists() else {}
+    cells = (
+        {_key(c): c for c in map(json.loads, store.read_text().splitlines())}
+        if store.exists()
+        else {}
+    )
     for number, (name, stage, pod, batch) in enumerate(CELLS, 1):
         key, target = (name, f"stage_{stage}", pod, batch), topology.parse(pod)
         if key in cells and cells[key]["compiler"] == topology.compiler(target):
@@ -81,26 +88,48 @@ def _write(path, cells, mfu):
         if not rows:
             continue
         lines += [f"## configs/{name}.py", ""]
-        lines += ["| stage | topology | mesh | changed | GiB | state | moved GiB | days | compiled in |", "|" + "---|" * 9]
+        lines += [
+            "| stage | topology | mesh | changed | GiB | state | moved GiB | days | compiled in |",
+            "|" + "---|" * 9,
+        ]
         lines += [_line(cell, mfu) for cell in sorted(rows, key=lambda cell: cell["stage"])] + [""]
     path.write_text("\n".join(lines + _scaling(cells)))
 
 
 def _scaling(cells):
-    """How memory and traffic change from 64 chips to 256: lines of the page, none until their cells exist."""
+    """How memory and traffic change from 64 chips to 256: lines of the page, none until their cells
+    exist.
+    """
     arguments = lambda cell: cell["bytes_by_kind"]["arguments"] / 2**20
     moved = lambda cell: sum(cell["collective_bytes"].values()) / GIB
     key = lambda pod, batch: ("pro_7b", "stage_2", pod, batch)
     pairs = (
-        ("arguments (state and batch), MiB, of the same batch", arguments, key("v5p:4x4x4", None), key("v5p:8x8x4", 512)),
-        ("bytes from others in a step, GiB, with the batch", moved, key("v5p:4x4x4", 128), key("v5p:8x8x4", 512)),
-        ("bytes from others in a step, GiB, with the batch", moved, key("v5e:8x8", 128), key("v5e:16x16", None)),
+        (
+            "arguments (state and batch), MiB, of the same batch",
+            arguments,
+            key("v5p:4x4x4", None),
+            key("v5p:8x8x4", 512),
+        ),
+        (
+            "bytes from others in a step, GiB, with the batch",
+            moved,
+            key("v5p:4x4x4", 128),
+            key("v5p:8x8x4", 512),
+        ),
+        (
+            "bytes from others in a step, GiB, with the batch",
+            moved,
+            key("v5e:8x8", 128),
+            key("v5e:16x16", None),
+        ),
     )
     lines = []
     for what, value, small, large in pairs:
         if small in cells and large in cells:
             few, many = value(cells[small]), value(cells[large])
-            lines.append(f"| {what} | {small[2]}: {few:.1f} | {large[2]}: {many:.1f} | {many / few:.3f} |")
+            lines.append(
+                f"| {what} | {small[2]}: {few:.1f} | {large[2]}: {many:.1f} | {many / few:.3f} |"
+            )
     head = [
         "## From 64 chips to 256",
         "",
@@ -119,6 +148,8 @@ def _line(cell, mfu):
     moved = sum((cell["collective_bytes"] or {}).values()) / GIB
     return (
         f"| {cell['stage'].removeprefix('stage_')} | {cell['topology']} | {mesh} | {changes} "
-        f"| {cell['bytes_per_device'] / GIB:.1f} of {cell['bytes_limit'] / GIB:.1f}{fits} | {cell['state_bytes'] / GIB:.2f} "
-        f"| {moved:.1f} | {cell['days'] * cell['mfu'] / mfu:.1f} | {cell['compile_seconds']:.0f} s |"
+        f"| {cell['bytes_per_device'] / GIB:.1f} of {cell['bytes_limit'] / GIB:.1f}{fits} | "
+        f"{cell['state_bytes'] / GIB:.2f} "
+        f"| {moved:.1f} | {cell['days'] * cell['mfu'] / mfu:.1f} | {cell['compile_seconds']:.0f} s "
+        "|"
     )

@@ -29,7 +29,9 @@ def build_tower(layout, model):
     """
     into = tables.INTO[layout]
     settings = functools.reduce(dict.__getitem__, into.split("/"), model)
-    module = {"llama": Llama, "siglip": Siglip, "llamagen_vq": VQTokenizer, "diffusers_vae": VAE}[layout]
+    module = {"llama": Llama, "siglip": Siglip, "llamagen_vq": VQTokenizer, "diffusers_vae": VAE}[
+        layout
+    ]
     network = ModelSpec(functools.partial(module, **settings))
     put = lambda flat: {f"{into}/{path}": leaf for path, leaf in flat.items()}
     return put(network.abstract), put(network.axes)

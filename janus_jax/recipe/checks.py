@@ -8,7 +8,9 @@ from janus_jax.recipe.freezing import TOKENIZER, stage_number
 
 
 def complete(config):
-    """A config with the fields that configs of earlier versions lack, as checkpoints carry them along."""
+    """A config with the fields that configs of earlier versions lack, as checkpoints carry them
+    along.
+    """
     stages = {}
     for name, settings in config["stages"].items():
         default = "tokenizer" if name == TOKENIZER else "joint"
@@ -25,28 +27,49 @@ def check_stage(config, name):
     stage_number(name)
     settings = config["stages"][name]
     if settings["objective"] not in OBJECTIVES:
-        raise UserError(f"config.stages.{name}.objective is {settings['objective']!r}; known: {sorted(OBJECTIVES)}.")
+        raise UserError(
+            f"config.stages.{name}.objective is {settings['objective']!r}; known: "
+            f"{sorted(OBJECTIVES)}."
+        )
     _check_minima(config, name)
     _check_heads(config["model"])
     if config["ema"] >= 1:
-        raise UserError(f"config.ema is {config['ema']}; the average would never move: it must be below 1.")
-    if OBJECTIVES[settings["objective"]].trains_tokenizer and not config["model"]["generation"].get("tokenizer_training"):
-        raise UserError(f"config.stages.{name} trains the tokenizer; give its losses in config.model.generation.tokenizer_training.")
+        raise UserError(
+            f"config.ema is {config['ema']}; the average would never move: it must be below 1."
+        )
+    if OBJECTIVES[settings["objective"]].trains_tokenizer and not config["model"]["generation"].get(
+        "tokenizer_training"
+    ):
+        raise UserError(
+            f"config.stages.{name} trains the tokenizer; give its losses in "
+            "config.model.generation.tokenizer_training."
+        )
     for phase in ({"mixture": settings["mixture"]}, *settings["phases"]):
         unknown = sorted(set(phase) - {"until", "mixture", "sources"})
         shares = phase.get("mixture", settings["mixture"])
-        if unknown or len(shares) != len(TASKS) or (phase in settings["phases"] and "until" not in phase):
+        if (
+            unknown
+            or len(shares) != len(TASKS)
+            or (phase in settings["phases"] and "until" not in phase)
+        ):
             raise UserError(
-                f"config.stages.{name} has a phase {dict(phase)}; a phase has `until`, and `mixture` (three shares) "
+                f"config.stages.{name} has a phase {dict(phase)}; a phase has `until`, and "
+                "`mixture` (three shares) "
                 "or `sources` where these change."
             )
 
 
 def _check_minima(config, name):
     settings = config["stages"][name]
-    minima = {f"stages.{name}.{k}": (settings[k], 1) for k in ("steps", "batch", "rows", "length", "microbatches")}
+    minima = {
+        f"stages.{name}.{k}": (settings[k], 1)
+        for k in ("steps", "batch", "rows", "length", "microbatches")
+    }
     minima |= {f"stages.{name}.{k}": (settings[k], 0) for k in ("warmup", "und_slots", "gen_slots")}
-    minima |= {k: (config[k], 1) for k in ("save_every", "log_every", "keep_checkpoints", "max_skipped_steps")}
+    minima |= {
+        k: (config[k], 1)
+        for k in ("save_every", "log_every", "keep_checkpoints", "max_skipped_steps")
+    }
     minima |= {
         "seed": (config["seed"], 0),
         "ema": (config["ema"], 0),
@@ -60,16 +83,26 @@ def _check_minima(config, name):
 
 def _check_heads(model):
     llm = model["llm"]
-    for name, net in {"llm": llm, "understanding.encoder": model["understanding"]["encoder"]}.items():
+    for name, net in {
+        "llm": llm,
+        "understanding.encoder": model["understanding"]["encoder"],
+    }.items():
         if net["num_heads"] < 1 or net["embed_dim"] % net["num_heads"]:
-            raise UserError(f"config.model.{name}: num_heads, {net['num_heads']}, does not divide embed_dim, {net['embed_dim']}.")
+            raise UserError(
+                f"config.model.{name}: num_heads, {net['num_heads']}, does not divide "
+                f"embed_dim, {net['embed_dim']}."
+            )
     if llm["num_kv_heads"] < 1 or llm["num_heads"] % llm["num_kv_heads"]:
         raise UserError(
-            f"config.model.llm: num_kv_heads, {llm['num_kv_heads']}, does not divide num_heads, {llm['num_heads']}."
+            f"config.model.llm: num_kv_heads, {llm['num_kv_heads']}, does not divide num_heads, "
+            f"{llm['num_heads']}."
         )
     head_dim = llm["embed_dim"] // llm["num_heads"]
     if head_dim % 2:
-        raise UserError(f"config.model.llm: embed_dim / num_heads is {head_dim}; rotary positions need an even number.")
+        raise UserError(
+            f"config.model.llm: embed_dim / num_heads is {head_dim}; rotary positions "
+            "need an even number."
+        )
 
 
 def count_groups(settings, mesh):
@@ -80,13 +113,17 @@ def count_groups(settings, mesh):
     """
     batch, rows = settings["batch"], settings["rows"]
     if batch % rows:
-        raise UserError(f"Batch {batch} does not divide into pack groups of {rows} rows (config.stages.*.rows).")
+        raise UserError(
+            f"Batch {batch} does not divide into pack groups of {rows} rows (config.stages.*.rows)."
+        )
     groups = batch // rows
     parts = sharding.batch_divisor(mesh) * settings["microbatches"]
     if groups % parts:
         raise UserError(
-            f"Batch {batch} makes {groups} pack groups of {rows} rows, which do not divide over data x fsdp x "
-            f"microbatches = {parts}; use a batch that is a multiple of {parts * rows}, fewer rows per group, or "
+            f"Batch {batch} makes {groups} pack groups of {rows} rows, which do not divide over "
+            "data x fsdp x "
+            f"microbatches = {parts}; use a batch that is a multiple of {parts * rows}, fewer rows "
+            "per group, or "
             "another --config.mesh."
         )
     return groups

@@ -1,4 +1,6 @@
-"""A stage's data: sources, examples, packed batches, held-out batches, and the check of its caches."""
+"""A stage's data: sources, examples, packed batches, held-out batches, and the check of its
+caches.
+"""
 
 import os
 
@@ -33,7 +35,10 @@ def build_pipeline(stage, *, host, report=None):
     data, settings = stage.config["data"], stage.settings
     for task, slots in (("understanding", "und_slots"), ("generation", "gen_slots")):
         if not settings[slots] and any(phase.ratio[TASKS.index(task)] for phase in stage.phases):
-            raise UserError(f"Stage {stage.name} mixes {task} images but config.stages.{stage.name}.{slots} is 0.")
+            raise UserError(
+                f"Stage {stage.name} mixes {task} images but "
+                f"config.stages.{stage.name}.{slots} is 0."
+            )
     make, tokenizer = build_example_maker(stage)
     sources = open_sources(stage.config, source_names(stage))
     pipeline = Pipeline(
@@ -67,7 +72,10 @@ def build_example_maker(stage):
     data, vocab_size = stage.config["data"], stage.model["llm"]["vocab_size"]
     tokenizer = text_tokenizer.load(data["tokenizer"])
     if tokenizer.size > vocab_size:
-        raise UserError(f"The text tokenizer has {tokenizer.size} tokens, config.model.llm.vocab_size is {vocab_size}.")
+        raise UserError(
+            f"The text tokenizer has {tokenizer.size} tokens, "
+            f"config.model.llm.vocab_size is {vocab_size}."
+        )
     path = generation_path(stage.model["generation"]["kind"])
     make = ExampleMaker(
         tokenizer,
@@ -90,10 +98,13 @@ def build_example_maker(stage):
 
 
 def held_out_batches(stage, *, host):
-    """The first batches of config.held_out.sources, and their mixture; no batches where the stage cannot use them."""
+    """The first batches of config.held_out.sources, and their mixture; no batches where the stage
+    cannot use them.
+    """
     held_out, settings = stage.config["held_out"], stage.settings
     mixture = [
-        share if held_out["sources"].get(task) else 0 for task, share in zip(TASKS, settings["mixture"], strict=True)
+        share if held_out["sources"].get(task) else 0
+        for task, share in zip(TASKS, settings["mixture"], strict=True)
     ]
     if stage.trains_tokenizer or not any(mixture):
         return [], mixture
@@ -102,7 +113,9 @@ def held_out_batches(stage, *, host):
         "stages": {stage.name: settings},
         "data": stage.config["data"] | {"prompt_drop": 0.0},
     }
-    pipeline, _ = build_pipeline(make_stage(config, stage.name, mesh=stage.mesh, network=stage.network), host=host)
+    pipeline, _ = build_pipeline(
+        make_stage(config, stage.name, mesh=stage.mesh, network=stage.network), host=host
+    )
     try:
         return [next(pipeline).batch for _ in range(held_out["batches"])], mixture
     finally:
@@ -124,7 +137,9 @@ def open_sources(config, names):
     sources = config["data"]["sources"]
     unknown = [name for name in names if name not in sources]
     if unknown:
-        raise UserError(f"A stage mixes source {unknown[0]!r}; config.data.sources has {sorted(sources)}.")
+        raise UserError(
+            f"A stage mixes source {unknown[0]!r}; config.data.sources has {sorted(sources)}."
+        )
     return {name: Source(name, **sources[name]) for name in names}
 
 
@@ -137,12 +152,15 @@ def check_caches(stage, sources, params):
       params: {path: array} of the stage, which include the tokenizer.
 
     Raises:
-      UserError: for a cache of another tokenizer, image size or crop, and for a cache in the tokenizer's own stage.
+      UserError: for a cache of another tokenizer, image size or crop, and for a cache in the
+        tokenizer's own stage.
     """
     caches = {name: source for name, source in sources.items() if source.cache}
     if not caches:
         return
-    tokenizer = {path: array for path, array in params.items() if path.startswith("generation/tokenizer/")}
+    tokenizer = {
+        path: array for path, array in params.items() if path.startswith("generation/tokenizer/")
+    }
     current = {
         "size": stage.model["generation"]["image_size"],
         "crop": stage.config["data"]["crop"],
@@ -158,8 +176,10 @@ def check_caches(stage, sources, params):
             field = differing[0]
             why = f"its {field} is {source.cache.get(field)}, not {expected[field]}"
         raise UserError(
-            f"Stage {stage.name} cannot use the cache {str(source.path)!r} of source {name!r}: {why}. Cache it again with "
-            f"`python -m janus_jax.prepare {source.cache['field']}`, or name the original data ({source.cache['path']!r})."
+            f"Stage {stage.name} cannot use the cache {str(source.path)!r} of source {name!r}: "
+            f"{why}. Cache it again with "
+            f"`python -m janus_jax.prepare {source.cache['field']}`, or name the original data "
+            f"({source.cache['path']!r})."
         )
 
 
@@ -172,12 +192,18 @@ def synthetic_lengths(stage):
     tokens = max(stage.und_tokens, stage.gen_tokens)
     length = stage.settings["length"]
     if not stage.trains_tokenizer and length < tokens + 4:  # an image's two marks, BOS, and a word
-        raise UserError(f"Rows of {length} tokens are too short for an image of {tokens} tokens and words.")
-    return synthetic.realistic(und_tokens=stage.und_tokens, gen_tokens=stage.gen_tokens, length=length)
+        raise UserError(
+            f"Rows of {length} tokens are too short for an image of {tokens} tokens and words."
+        )
+    return synthetic.realistic(
+        und_tokens=stage.und_tokens, gen_tokens=stage.gen_tokens, length=length
+    )
 
 
 def expected_statistics(stage):
-    """Statistics that a step of the stage should have, with rows as full as the packer gets them and made-up lengths."""
+    """Statistics that a step of the stage should have, with rows as full as the packer gets them
+    and made-up lengths.
+    """
     settings, lengths = stage.settings, synthetic_lengths(stage)
     packed = packing_stats.simulate(
         lengths,
@@ -187,4 +213,6 @@ def expected_statistics(stage):
         groups=100,
     )
     tokens = settings["batch"] * settings["length"] * packed.token_fill
-    return packing_stats.expected(lengths, settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens)
+    return packing_stats.expected(
+        lengths, settings["mixture"], tokens=tokens, und_tokens=stage.und_tokens
+    )

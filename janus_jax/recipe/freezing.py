@@ -1,13 +1,16 @@
-"""What each stage freezes, and why; and the path patterns that freezing and learning rates are written in.
+"""What each stage freezes, and why; and the path patterns that freezing and learning rates are
+written in.
 
-    tokenizer   nothing: the stage's network is the generation tokenizer alone (small recipes that have none yet)
-    stage_1     the LLM, the understanding encoder and the tokenizer: adaptors and heads learn to connect them
+    tokenizer   nothing: the stage's network is the generation tokenizer alone (small recipes that
+      have none yet)
+    stage_1     the LLM, the understanding encoder and the tokenizer: adaptors and heads learn to
+      connect them
     stage_2     the understanding encoder and the tokenizer: unified pretraining of everything else
     stage_3     the tokenizer: supervised fine-tuning, the understanding encoder included
     stage_4...  as stage_3, unless the config says otherwise
 
-The pretrained understanding net is always `encoder` and the frozen generation net always `tokenizer`, so this table
-serves every family (Janus, section 3.2; Janus-Pro, table 2).
+The pretrained understanding net is always `encoder` and the frozen generation net always
+`tokenizer`, so this table serves every family (Janus, section 3.2; Janus-Pro, table 2).
 """
 
 import re
@@ -15,7 +18,8 @@ import re
 from janus_jax.errors import UserError
 
 TOKENIZER = "tokenizer"
-IMPORTED = "imported"  # the stage of checkpoints that `convert import` writes: any stage may start from them
+# The stage of checkpoints that `convert import` writes: any stage may start from them
+IMPORTED = "imported"
 FROZEN = {
     TOKENIZER: (),
     "stage_1": ("llm", "understanding/encoder", "generation/tokenizer"),
@@ -25,7 +29,8 @@ FROZEN = {
 
 
 def stage_number(name):
-    """Position of a stage in a recipe: 0 for `tokenizer`, N for `stage_N`, -1 for an imported checkpoint.
+    """Position of a stage in a recipe: 0 for `tokenizer`, N for `stage_N`, -1 for an imported
+    checkpoint.
 
     Raises:
       UserError: for any other name.
@@ -35,7 +40,9 @@ def stage_number(name):
     if name == TOKENIZER:
         return 0
     if not (match := re.fullmatch(r"stage_([1-9]\d*)", name)):
-        raise UserError(f"config.stages has {name!r}; a stage is named 'tokenizer' or 'stage_1', 'stage_2', ...")
+        raise UserError(
+            f"config.stages has {name!r}; a stage is named 'tokenizer' or 'stage_1', 'stage_2', ..."
+        )
     return int(match[1])
 
 
@@ -50,7 +57,8 @@ def matching(patterns, paths, *, what=None):
     Args:
       patterns: 'llm', 'generation/(head|adaptor)', ...
       paths: parameter paths.
-      what: names the table in errors, such as 'Freeze pattern'; None allows a pattern that matches nothing.
+      what: names the table in errors, such as 'Freeze pattern'; None allows a pattern that matches
+        nothing.
 
     Returns:
       set of paths.
@@ -63,7 +71,9 @@ def matching(patterns, paths, *, what=None):
         hits = {p for p in paths if re.fullmatch(rf"(?:{pattern})(?:/.*)?", p)}
         if what and not hits:
             parts = sorted({"/".join(p.split("/")[:2]) for p in paths})
-            raise UserError(f"{what} {pattern!r} matches no parameter. Parameters live under: {parts}.")
+            raise UserError(
+                f"{what} {pattern!r} matches no parameter. Parameters live under: {parts}."
+            )
         matches |= hits
     return matches
 

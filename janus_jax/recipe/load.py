@@ -27,16 +27,23 @@ def load_sampler(path, *, mesh=None, weights="ema", dtype=None) -> Sampler:
     config, stage = saved.about["config"], saved.about["stage"]
     if stage == freezing.TOKENIZER:
         raise UserError(
-            f"The newest checkpoint of {str(path)!r} holds an image tokenizer only; train its next stage first."
+            f"The newest checkpoint of {str(path)!r} holds an image tokenizer only; train its next "
+            "stage first."
         )
     if config is None:
-        raise UserError(f"{str(path)!r} holds a single tower; train a model from it with --config.init_from.")
+        raise UserError(
+            f"{str(path)!r} holds a single tower; train a model from it with --config.init_from."
+        )
     if saved.about["tokenizer"] is None:
-        raise UserError(f"{str(path)!r} has no text tokenizer; import it again from a folder with a tokenizer.json.")
+        raise UserError(
+            f"{str(path)!r} has no text tokenizer; import it again from a folder with "
+            "a tokenizer.json."
+        )
     dtype = compute_dtype(dtype or config["dtype"])
     network = Joint.build_network(config["model"], dtype=dtype)
     stored = checkpoint.param_structs(saved)
-    needed = lambda path: path in stored or not path.startswith("generation/")  # answering needs no generation nets
+    # Answering needs no generation nets
+    needed = lambda path: path in stored or not path.startswith("generation/")
     abstract = abstract_for_inference(network, dtype, mesh=mesh)
     abstract = {path: leaf for path, leaf in abstract.items() if needed(path)}
     params = checkpoint.load_params(saved, abstract, weights=weights)
@@ -65,8 +72,10 @@ def abstract_for_inference(network, dtype, *, mesh=None):
 def inference_mesh(network, dtypes):
     """The mesh of all devices for sampling, on which no weight is transferred between two tokens.
 
-    Each device holds all weights, or its share of heads, MLP and vocabulary where they would fill more than a third of
-    it: the decoding loop copies the LLM's layers once (`decode.make_decode_step`), and the caches need memory.
+    Each device holds all weights, or its share of heads, MLP and vocabulary where they would fill
+    more than a third of
+    it: the decoding loop copies the LLM's layers once (`decode.make_decode_step`), and the caches
+      need memory.
     """
     needed = sum(leaf.size * dtypes[path].itemsize for path, leaf in network.abstract.items())
     available = hardware.find_chip(jax.devices()[0].device_kind).memory / 3 or needed

@@ -1,7 +1,8 @@
-"""What a training step needs on each device: the one memory formula, asked by `train` before a run and by `plan`.
+"""What a training step needs on each device: the one memory formula, asked by `train` before a run
+and by `plan`.
 
-Bytes of the state and the gradients are exact. Those of the activations are an estimate: over the programs in
-docs/scale.md the sum is 0.8 to 1.3 of what the compilers report.
+Bytes of the state and the gradients are exact. Those of the activations are an estimate: over the
+programs in docs/scale.md the sum is 0.8 to 1.3 of what the compilers report.
 """
 
 import math
@@ -13,9 +14,13 @@ from janus_jax.recipe import optimizer
 from janus_jax.recipe.freezing import split
 from janus_jax.tokenizers.chunks import PIXELS_PER_CHUNK
 
-LOGIT_POSITIONS = 512  # positions of a group whose vocabulary logits exist at once (`layers.cross_entropy`)
-FEATURE_BYTES_PER_PIXEL = 4 * 128 * 4  # fp32, 128 channels at full resolution, about 4 such maps at once
-SAVED_WIDTHS = {  # what a block saves per token for the backward pass, in units of (embed_dim, mlp_dim), by remat policy
+# Positions of a group whose vocabulary logits exist at once (`layers.cross_entropy`)
+LOGIT_POSITIONS = 512
+# Fp32, 128 channels at full resolution, about 4 such maps at once
+FEATURE_BYTES_PER_PIXEL = 4 * 128 * 4
+# What a block saves per token for the backward pass, in units of (embed_dim, mlp_dim), by remat
+# policy
+SAVED_WIDTHS = {
     "none": (10, 4),
     "dots": (5, 3),
     "block": (1, 0),
@@ -39,18 +44,22 @@ def bytes_by_kind(stage):
 
 def _bytes(tree):
     leaves = jax.tree.leaves(tree)
-    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
+    )
 
 
 def _activations(stage):
     """An estimate of the bytes in addition to the state.
 
-    What blocks save, one block's own activations, gathered weights and gradients that are not yet sharded, logits,
-    and the feature maps of the tokenizer.
+    What blocks save, one block's own activations, gathered weights and gradients that are not yet
+    sharded, logits, and the feature maps of the tokenizer.
     """
     settings, llm = stage.settings, stage.model["llm"]
     groups = stage.groups // sharding.batch_divisor(stage.mesh) // settings["microbatches"]
-    feature_maps = _tokenizer_pixels(stage, images=groups * settings["gen_slots"]) * FEATURE_BYTES_PER_PIXEL
+    feature_maps = (
+        _tokenizer_pixels(stage, images=groups * settings["gen_slots"]) * FEATURE_BYTES_PER_PIXEL
+    )
     if stage.trains_tokenizer:
         return feature_maps
     tensor = stage.mesh.shape["tensor"]
@@ -71,7 +80,9 @@ def _activations(stage):
 
 
 def _tokenizer_pixels(stage, *, images):
-    """Pixels that the tokenizer has feature maps of at once, on a device that holds `images` images to generate."""
+    """Pixels that the tokenizer has feature maps of at once, on a device that holds `images` images
+    to generate.
+    """
     generation = stage.model["generation"]
     if stage.trains_tokenizer:
         side = generation["tokenizer_training"]["crop"] or generation["image_size"]

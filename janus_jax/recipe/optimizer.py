@@ -1,4 +1,6 @@
-"""AdamW or Muon with clipping and the papers' schedules, over the trainable parameters only, with rates by part."""
+"""AdamW or Muon with clipping and the papers' schedules, over the trainable parameters only, with
+rates by part.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +23,12 @@ def schedule(lr, *, steps, warmup, decay):
     if decay == "cosine":
         if warmup >= steps:
             raise UserError(
-                f"A cosine stage of {steps} steps cannot warm up for {warmup}; give it more steps or less warm-up."
+                f"A cosine stage of {steps} steps cannot warm up for {warmup}; give it more steps "
+                "or less warm-up."
             )
-        return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
+        return optax.schedules.warmup_cosine_decay_schedule(
+            0.0 if warmup else lr, lr, warmup, steps
+        )
     if decay == "constant":
         return optax.schedules.warmup_constant_schedule(0.0 if warmup else lr, lr, warmup)
     raise UserError(f"A stage's decay is {decay!r}; known: ['constant', 'cosine'].")
@@ -33,7 +38,8 @@ def rates_by_path(lr, paths):
     """The peak learning rate of every trainable parameter.
 
     Args:
-      lr: a number, or {'default': number, 'rows': ((pattern, number), ...)}; the first row that matches a path wins.
+      lr: a number, or {'default': number, 'rows': ((pattern, number), ...)}; the first row that
+        matches a path wins.
       paths: of the trainable parameters.
 
     Returns:
@@ -45,7 +51,10 @@ def rates_by_path(lr, paths):
     if not isinstance(lr, dict):
         return dict.fromkeys(paths, lr), lr
     if lr.keys() - {"default", "rows"} or "default" not in lr:
-        raise UserError(f"A stage's lr is {lr}; write a number, or dict(default=1e-4, rows=((pattern, rate), ...)).")
+        raise UserError(
+            f"A stage's lr is {lr}; write a number, or dict(default=1e-4, "
+            "rows=((pattern, rate), ...))."
+        )
     rates = dict.fromkeys(paths, lr["default"])
     for pattern, rate in reversed(lr.get("rows", ())):
         rates |= dict.fromkeys(matching([pattern], paths, what="Learning-rate pattern"), rate)
@@ -53,18 +62,22 @@ def rates_by_path(lr, paths):
 
 
 def make(network, scale, *, kind, weight_decay, clip, moments, **adam):
-    """The optimizer: 'adamw' (Janus, table 2: betas 0.9 and 0.95, gradient clip 1.0) or 'muon', for nets from scratch.
+    """The optimizer: 'adamw' (Janus, table 2: betas 0.9 and 0.95, gradient clip 1.0) or 'muon', for
+    nets from scratch.
 
-    Muon (Jordan 2024) orthogonalises the momentum of every matrix between two hidden spaces; tables, heads, norms and
-    biases follow Adam. Its updates are scaled to Adam's size (Liu et al. 2025, equation 4), so rates mean the same.
+    Muon (Jordan 2024) orthogonalises the momentum of every matrix between two hidden spaces;
+    tables, heads, norms and biases follow Adam. Its updates are scaled to Adam's size (Liu et al.
+    2025, equation 4), so rates mean the same.
 
     Args:
       network: ModelSpec, whose logical axes tell matrices from tables.
       scale: the last transformation, from `scale_by_rates`.
       kind: 'adamw' or 'muon'.
-      weight_decay: on matrices and tables; norms and biases, whatever stack they are in, do not decay.
+      weight_decay: on matrices and tables; norms and biases, whatever stack they are in, do not
+        decay.
       clip: global norm of the gradients.
-      moments: dtype of Adam's and Muon's moments between steps, 'float32' or 'bfloat16'; the step computes in fp32.
+      moments: dtype of Adam's and Muon's moments between steps, 'float32' or 'bfloat16'; the step
+        computes in fp32.
       adam: `b1`, `b2` and `eps`.
 
     Raises:
@@ -75,7 +88,10 @@ def make(network, scale, *, kind, weight_decay, clip, moments, **adam):
     if kind == "adamw":
         direction = optax.scale_by_adam(**adam)
     elif kind == "muon":
-        matrices = {path: _matrix_dims(path, a.ndim, network.axes[path]) for path, a in network.abstract.items()}
+        matrices = {
+            path: _matrix_dims(path, a.ndim, network.axes[path])
+            for path, a in network.abstract.items()
+        }
         direction = optax.contrib.muon(
             -1.0,  # the rate, and the sign with it, come last
             ns_steps=3,
@@ -109,7 +125,9 @@ def by_group(optimizers, group_of):
     if len(optimizers) == 1:
         (only,) = optimizers.values()
         return only
-    part = lambda tree, group: {path: leaf for path, leaf in tree.items() if group_of[path] == group}
+    part = lambda tree, group: {
+        path: leaf for path, leaf in tree.items() if group_of[path] == group
+    }
 
     def init(params):
         return {group: tx.init(part(params, group)) for group, tx in optimizers.items()}
@@ -117,7 +135,9 @@ def by_group(optimizers, group_of):
     def update(updates, state, params):
         merged, new_state = {}, {}
         for group, tx in optimizers.items():
-            new, new_state[group] = tx.update(part(updates, group), state[group], part(params, group))
+            new, new_state[group] = tx.update(
+                part(updates, group), state[group], part(params, group)
+            )
             merged |= new
         return merged, new_state
 
@@ -125,7 +145,8 @@ def by_group(optimizers, group_of):
 
 
 def abstract_state(tx, trainable, mesh):
-    """The optimizer's state as ShapeDtypeStructs: moments are sharded like their parameters, counters replicated.
+    """The optimizer's state as ShapeDtypeStructs: moments are sharded like their parameters,
+    counters replicated.
 
     Args:
       tx: optax transformation.
@@ -143,7 +164,8 @@ def abstract_state(tx, trainable, mesh):
 
 
 def scale_by_rates(rates, make_schedule):
-    """Multiplies every update by -rate of its parameter at this step; the state is that of `optax.scale_by_schedule`.
+    """Multiplies every update by -rate of its parameter at this step; the state is that of
+    `optax.scale_by_schedule`.
 
     Args:
       rates: {path: peak learning rate} of the trainable parameters.
@@ -156,22 +178,30 @@ def scale_by_rates(rates, make_schedule):
         updates = {path: jnp.array(now[rates[path]], u.dtype) * u for path, u in updates.items()}
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
+    return optax.GradientTransformation(
+        lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update
+    )
 
 
 def _store_state_in(transform, dtype):
     """A transform whose fp32 state has another dtype between its updates."""
-    cast = lambda tree, old, new: jax.tree.map(lambda x: x.astype(new) if x.dtype == old else x, tree)
+    cast = lambda tree, old, new: jax.tree.map(
+        lambda x: x.astype(new) if x.dtype == old else x, tree
+    )
 
     def update(updates, state, params=None):
         updates, state = transform.update(updates, cast(state, dtype, jnp.float32), params)
         return updates, cast(state, jnp.float32, dtype)
 
-    return optax.GradientTransformation(lambda params: cast(transform.init(params), jnp.float32, dtype), update)
+    return optax.GradientTransformation(
+        lambda params: cast(transform.init(params), jnp.float32, dtype), update
+    )
 
 
 def _matrix_dims(path, ndim, axes):
-    """The input and output dimensions of a matrix that Muon orthogonalises; None for everything else."""
+    """The input and output dimensions of a matrix that Muon orthogonalises; None for everything
+    else.
+    """
     if not path.endswith("/kernel") or "vocab" in axes:
         return None
     first, split = ndim - len(axes), ndim - (2 if axes[-1] == "head_dim" else 1)

@@ -1,4 +1,6 @@
-"""A stage of a recipe, resolved and typed. This folder is the only reader of the resolved config."""
+"""A stage of a recipe, resolved and typed. This folder is the only reader of the resolved
+config.
+"""
 
 import dataclasses
 import functools
@@ -21,7 +23,8 @@ from janus_jax.recipe.freezing import default_frozen, matching, split, stage_num
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """One training stage: what it trains, on which mesh, for how long, and how much memory that takes.
+    """One training stage: what it trains, on which mesh, for how long, and how much memory that
+    takes.
 
     Attributes:
       name: 'tokenizer' or 'stage_N'.
@@ -33,7 +36,8 @@ class Stage:
       frozen: path patterns of the parameters that do not train.
       dtype: what the LLM and the understanding encoder compute in.
       phases: tuple of Phase: mixture and sources, and the step until which they hold.
-      und_tokens: tokens of an image to understand; 0 where the network has no understanding encoder.
+      und_tokens: tokens of an image to understand; 0 where the network has no understanding
+        encoder.
       gen_tokens: tokens of an image to generate.
     """
 
@@ -140,15 +144,21 @@ class Stage:
         weight_decay = self.settings["weight_decay"]
         make = functools.partial(optimizer.make, self.network, scale, weight_decay=weight_decay)
         settings = self.objective.optimizer_settings(self.config["optimizer"])
-        return optimizer.by_group({group: make(**own) for group, own in settings.items()}, self.group_of)
+        return optimizer.by_group(
+            {group: make(**own) for group, own in settings.items()}, self.group_of
+        )
 
     def _schedule(self, lr):
         s = self.settings
         return optimizer.schedule(lr, steps=s["steps"], warmup=s["warmup"], decay=s["decay"])
 
     def flops(self, stats: dict) -> dict:
-        """Useful FLOPs of a step, {part: FLOPs}; `stats` are a batch's own (`data.pipeline`) or expected ones."""
-        llm, understanding, generation = (self.model[part] for part in ("llm", "understanding", "generation"))
+        """Useful FLOPs of a step, {part: FLOPs}; `stats` are a batch's own (`data.pipeline`) or
+        expected ones.
+        """
+        llm, understanding, generation = (
+            self.model[part] for part in ("llm", "understanding", "generation")
+        )
         image = generation_path(generation["kind"]).flops(
             generation,
             embed_dim=llm["embed_dim"],
@@ -156,7 +166,12 @@ class Stage:
             trains=self.trains,
         )
         return flops.step(
-            stats, llm=llm, understanding=understanding, und_tokens=self.und_tokens, image=image, trains=self.trains
+            stats,
+            llm=llm,
+            understanding=understanding,
+            und_tokens=self.und_tokens,
+            image=image,
+            trains=self.trains,
         )
 
     @functools.cached_property
@@ -166,7 +181,9 @@ class Stage:
 
     @property
     def bytes_per_device(self) -> int:
-        """Memory that a step needs on each device: what `train` checks before a run and what `plan` reports."""
+        """Memory that a step needs on each device: what `train` checks before a run and what `plan`
+        reports.
+        """
         return sum(self.memory.values())
 
 
@@ -177,7 +194,8 @@ def make_stage(config: dict, name: str, *, mesh=None, network: ModelSpec | None 
       config: resolved config, a plain dict.
       name: a key of config['stages'].
       mesh: where it trains; by default one abstract device, for whoever asks about sizes only.
-      network: the stage's ModelSpec where it is already built, which takes a second for large models.
+      network: the stage's ModelSpec where it is already built, which takes a second for large
+        models.
 
     Raises:
       UserError: for a config that no run can have, with the field.
@@ -215,7 +233,9 @@ def count_und_tokens(network: ModelSpec, model: dict) -> int:
 def phases_of(settings: dict) -> tuple[Phase, ...]:
     """A stage's phases; the last one lasts to its end."""
     phases = [
-        Phase(p["until"], p.get("mixture", settings["mixture"]), p.get("sources", settings["sources"]))
+        Phase(
+            p["until"], p.get("mixture", settings["mixture"]), p.get("sources", settings["sources"])
+        )
         for p in settings["phases"]
     ]
     return (*phases, Phase(settings["steps"], settings["mixture"], settings["sources"]))
@@ -234,7 +254,8 @@ def compute_dtype(name: str) -> np.dtype:
 def held_dtypes(network: ModelSpec, frozen, dtype) -> dict:
     """{path: dtype} that parameters are held in.
 
-    What trains is fp32; `frozen` paths have the compute dtype, but for the tokenizer, whose ids bf16 would change.
+    What trains is fp32; `frozen` paths have the compute dtype, but for the tokenizer, whose ids
+    bf16 would change.
     """
     low = lambda path: path in frozen and not path.startswith("generation/tokenizer/")
     return {path: dtype if low(path) else jnp.dtype("float32") for path in network.abstract}

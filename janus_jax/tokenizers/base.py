@@ -1,4 +1,6 @@
-"""The contract of an image tokenizer: the net between pixels and what a generation path predicts."""
+"""The contract of an image tokenizer: the net between pixels and what a generation path
+predicts.
+"""
 
 import abc
 
@@ -10,7 +12,8 @@ from janus_jax.layers.pixels import to_float
 
 
 class ImageTokenizer(nnx.Module):
-    """Encodes images, decodes what it encoded, and says how it is trained. Always `generation/tokenizer` in the tree.
+    """Encodes images, decodes what it encoded, and says how it is trained. Always
+    `generation/tokenizer` in the tree.
 
     Attributes:
       downsample: pixels per side of one cell of the feature map.
@@ -20,7 +23,9 @@ class ImageTokenizer(nnx.Module):
 
     @abc.abstractmethod
     def cache(self, images):
-        """What records may hold so that training need not run the tokenizer: uint8[M, h, w, 3] -> {field: array[M, ...]}."""
+        """What records may hold so that training need not run the tokenizer: uint8[M, h, w, 3] ->
+        {field: array[M, ...]}.
+        """
 
     @abc.abstractmethod
     def reconstruct(self, images):
@@ -53,7 +58,9 @@ class ImageTokenizer(nnx.Module):
         """
 
     def calibrate(self, images, used):
-        """What the trained tokenizer measures of itself: uint8[M, h, w, 3], bool[M] -> {path: array}; empty by default."""
+        """What the trained tokenizer measures of itself: uint8[M, h, w, 3], bool[M] -> {path:
+        array}; empty by default.
+        """
         return {}
 
 
@@ -65,7 +72,8 @@ def reconstruction_errors(output, pixels):
 
 
 def busy_crop(pixels, key, *, side, tries=4):
-    """The square with the most variance among a few random ones, since flat background teaches nothing new.
+    """The square with the most variance among a few random ones, since flat background teaches
+    nothing new.
 
     Args:
       pixels: float[h, w, 3].
@@ -77,12 +85,15 @@ def busy_crop(pixels, key, *, side, tries=4):
       float[side, side, 3].
     """
     corners = jax.random.randint(key, (tries, 2), 0, jnp.array([pixels.shape[:2]]) - side + 1)
-    crops = jax.vmap(lambda corner: jax.lax.dynamic_slice(pixels, (*corner, 0), (side, side, 3)))(corners)
+    crops = jax.vmap(lambda corner: jax.lax.dynamic_slice(pixels, (*corner, 0), (side, side, 3)))(
+        corners
+    )
     return crops[jnp.argmax(crops.var(axis=(1, 2, 3)))]
 
 
 def training_pixels(images, keys, *, crop):
-    """Images as tokenizer training sees them: uint8[M, h, w, 3], key[M] -> float32[M, crop or h, crop or w, 3].
+    """Images as tokenizer training sees them: uint8[M, h, w, 3], key[M] -> float32[M, crop or h,
+    crop or w, 3].
 
     `crop` is the side of one `busy_crop` per image; 0 takes whole images.
     """

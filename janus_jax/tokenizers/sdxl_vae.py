@@ -1,4 +1,6 @@
-"""SDXL's variational autoencoder: images to Gaussian latents, 8x down, and back (diffusers' AutoencoderKL)."""
+"""SDXL's variational autoencoder: images to Gaussian latents, 8x down, and back (diffusers'
+AutoencoderKL).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,11 @@ from janus_jax.tokenizers.chunks import map_in_chunks
 
 
 class VAE(ImageTokenizer):
-    """Encoder, decoder, the 1x1 convolutions around the latents, and their scale, 1 / their standard deviation.
+    """Encoder, decoder, the 1x1 convolutions around the latents, and their scale, 1 / their
+    standard deviation.
 
-    Moments and latents in `encode` and `decode` are unscaled; SDXL's scale is 0.13025. Products have the highest
-    precision, also on devices that round factors by default.
+    Moments and latents in `encode` and `decode` are unscaled; SDXL's scale is 0.13025. Products
+    have the highest precision, also on devices that round factors by default.
     """
 
     def __init__(self, rngs, *, widths, num_res_blocks, latent_channels, num_groups=32):
@@ -31,7 +34,9 @@ class VAE(ImageTokenizer):
         """
         self.channels = latent_channels
         self.downsample = 2 ** (len(widths) - 1)
-        net = dict(widths=widths, num_res_blocks=num_res_blocks, num_groups=num_groups, attend=False)
+        net = dict(
+            widths=widths, num_res_blocks=num_res_blocks, num_groups=num_groups, attend=False
+        )
         self.encoder = Encoder(rngs, stem=widths[0], z_channels=2 * latent_channels, **net)
         self.decoder = Decoder(rngs, z_channels=latent_channels, **net)
         self.quant_conv = Conv(rngs, 2 * latent_channels, 2 * latent_channels, window=1)
@@ -40,7 +45,9 @@ class VAE(ImageTokenizer):
 
     @jax.default_matmul_precision("highest")
     def encode(self, pixels):
-        """float[M, h, w, 3] in [-1, 1] -> mean and log variance of the posterior, float[M, h/8, w/8, c] each."""
+        """float[M, h, w, 3] in [-1, 1] -> mean and log variance of the posterior, float[M, h/8,
+        w/8, c] each.
+        """
         mean, logvar = jnp.split(self.quant_conv(self.encoder(pixels)), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
@@ -59,12 +66,15 @@ class VAE(ImageTokenizer):
         return {"latents": rearrange(mean * self.scale[...], "m h w c -> m c h w")}
 
     def reconstruct(self, images):
-        """Encodes to the posterior's mean and decodes it: uint8[M, h, w, 3] -> float[M, h, w, 3]."""
+        """Encodes to the posterior's mean and decodes it: uint8[M, h, w, 3] -> float[M, h, w,
+        3].
+        """
         mean, _ = self.encode(to_float(images, jnp.float32))
         return self.decode(mean)
 
     def training_loss(self, pixels, keys, statistics, *, weights):
-        """Reconstruction from a sampled latent, and the posterior's KL divergence from N(0, 1), a mean over latents.
+        """Reconstruction from a sampled latent, and the posterior's KL divergence from N(0, 1), a
+        mean over latents.
 
         `weights` has `squared`, `absolute` (reconstruction) and `divergence`.
         """
@@ -74,8 +84,14 @@ class VAE(ImageTokenizer):
         squared, absolute = reconstruction_errors(output, pixels)
         average = lambda x: jnp.mean(x, axis=(1, 2, 3))
         divergence = 0.5 * average(mean**2 + jnp.exp(logvar) - 1 - logvar)
-        loss = weights["squared"] * squared + weights["absolute"] * absolute + weights["divergence"] * divergence
-        return loss, dict(squared_error=squared, divergence=divergence, latent_size=average(mean**2) ** 0.5)
+        loss = (
+            weights["squared"] * squared
+            + weights["absolute"] * absolute
+            + weights["divergence"] * divergence
+        )
+        return loss, dict(
+            squared_error=squared, divergence=divergence, latent_size=average(mean**2) ** 0.5
+        )
 
     def calibrate(self, images, used):
         """`scale` becomes 1 / the standard deviation of the latents of these images."""

@@ -1,7 +1,8 @@
 """The VQ-16 image tokenizer: encoder, quantiser, decoder (LlamaGen; Janus, section 3.1).
 
-Codes are searched on the unit sphere: both the encoder's vectors and the codebook's rows are L2-normalised at every
-use, so rescaling a row changes nothing. Attention is used only at the lowest resolution.
+Codes are searched on the unit sphere: both the encoder's vectors and the codebook's rows are
+L2-normalised at every use, so rescaling a row changes nothing. Attention is used only at the lowest
+resolution.
 """
 
 from typing import NamedTuple
@@ -39,25 +40,45 @@ class CodeUsage(NamedTuple):
 class VQTokenizer(ImageTokenizer):
     """Images to code ids and back. A fresh codebook is normal; only its directions matter.
 
-    Products have the highest precision: TPUs and GPUs round the factors of fp32 products by default, which changes ids.
+    Products have the highest precision: TPUs and GPUs round the factors of fp32 products by
+      default, which changes ids.
     """
 
     def __init__(
-        self, rngs, *, base_channels, channel_mult, num_res_blocks, z_channels, codebook_size, codebook_dim, num_groups=32
+        self,
+        rngs,
+        *,
+        base_channels,
+        channel_mult,
+        num_res_blocks,
+        z_channels,
+        codebook_size,
+        codebook_dim,
+        num_groups=32,
     ):
         widths = [base_channels * m for m in channel_mult]
-        net = dict(widths=widths, num_res_blocks=num_res_blocks, z_channels=z_channels, num_groups=num_groups, attend=True)
+        net = dict(
+            widths=widths,
+            num_res_blocks=num_res_blocks,
+            z_channels=z_channels,
+            num_groups=num_groups,
+            attend=True,
+        )
         self.downsample = 2 ** (len(widths) - 1)
         self.encoder = Encoder(rngs, stem=base_channels, **net)
         self.decoder = Decoder(rngs, **net)
         self.quant_conv = Conv(rngs, z_channels, codebook_dim, window=1)
         self.post_quant_conv = Conv(rngs, codebook_dim, z_channels, window=1)
         axes = ("codes", "code_dim")
-        self.codebook = param(rngs, (codebook_size, codebook_dim), axes, nnx.initializers.normal(1.0))
+        self.codebook = param(
+            rngs, (codebook_size, codebook_dim), axes, nnx.initializers.normal(1.0)
+        )
 
     @jax.default_matmul_precision("highest")
     def encode(self, pixels):
-        """float[M, h, w, 3] in [-1, 1] -> vectors before normalisation, float[M, h', w', code dim]."""
+        """float[M, h, w, 3] in [-1, 1] -> vectors before normalisation, float[M, h', w', code
+        dim].
+        """
         return self.quant_conv(self.encoder(pixels))
 
     @jax.default_matmul_precision("highest")
@@ -71,7 +92,9 @@ class VQTokenizer(ImageTokenizer):
         """Code ids int32[M, T] of square images -> pixels float[M, h, w, 3], not clipped."""
         side = int(codes.shape[-1] ** 0.5)
         vectors = normalize(self.codebook[...])[codes]
-        return self.decoder(self.post_quant_conv(rearrange(vectors, "m (h w) c -> m h w c", h=side)))
+        return self.decoder(
+            self.post_quant_conv(rearrange(vectors, "m (h w) c -> m h w c", h=side))
+        )
 
     def codes(self, images):
         """uint8[M, h, w, 3] -> ids int32[M, T]; no gradient flows back."""
@@ -88,7 +111,8 @@ class VQTokenizer(ImageTokenizer):
 
     @jax.default_matmul_precision("highest")
     def batch_statistics(self, pixels, used):
-        """Which codes no image uses, and which vectors could use one: float[M, h, w, 3], bool[M] -> CodeUsage.
+        """Which codes no image uses, and which vectors could use one: float[M, h, w, 3], bool[M] ->
+        CodeUsage.
 
         A vector is quantised badly if its squared error is above the mean of the step.
         """
@@ -113,7 +137,8 @@ class VQTokenizer(ImageTokenizer):
           pixels: float[M, h, w, 3] in [-1, 1].
 
         Returns:
-          pixels float[M, h, w, 3]; codebook loss mean (z_q - sg z)^2 and commitment loss mean (sg z_q - z)^2, float32[M].
+          pixels float[M, h, w, 3]; codebook loss mean (z_q - sg z)^2 and commitment loss mean (sg
+          z_q - z)^2, float32[M].
         """
         z = normalize(self.encode(pixels))
         z_q = normalize(self.codebook[...])[self.nearest(z)].reshape(z.shape)
@@ -123,9 +148,11 @@ class VQTokenizer(ImageTokenizer):
         return self.decoder(self.post_quant_conv(through)), codebook, commitment
 
     def training_loss(self, pixels, keys, statistics, *, weights):
-        """Reconstruction, codebook and commitment losses (VQ-VAE), and a pull of unused codes towards bad vectors.
+        """Reconstruction, codebook and commitment losses (VQ-VAE), and a pull of unused codes
+        towards bad vectors.
 
-        `weights` has `squared`, `absolute` (reconstruction), `commitment`, and `revival` of the unused codes.
+        `weights` has `squared`, `absolute` (reconstruction), `commitment`, and `revival` of the
+        unused codes.
         """
         output, codebook, commitment = self.quantize_through(pixels)
         squared, absolute = reconstruction_errors(output, pixels)

@@ -1,7 +1,8 @@
 """Trains a recipe, stage after stage, in one workdir, and resumes where it stopped.
 
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
-    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b --config.init_from=runs/other
+    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b
+    --config.init_from=runs/other
 
 Without :STAGE all stages of the config run in order. Any field can be changed: --config.seed=1,
 --config.stages.stage_2.steps=500, --config.data.sources.captions.path='/data/*.array_record'.
@@ -12,9 +13,10 @@ A stage starts from the first of these that exists:
     3. --config.init_from, a workdir or a checkpoint: parameters only
     4. nothing, where --config.init_fresh lets every parameter start fresh
 
-The workdir holds checkpoints/, metrics.jsonl (one JSON object per step), TensorBoard events, config.json, and samples/,
-contact sheets of config.samples.prompts as the model generates them at every checkpoint. Losses on
-config.held_out.sources and scores on config.samples.shapes are logged at every checkpoint, too.
+The workdir holds checkpoints/, metrics.jsonl (one JSON object per step), TensorBoard events,
+config.json, and samples/, contact sheets of config.samples.prompts as the model generates them at
+every checkpoint. Losses on config.held_out.sources and scores on config.samples.shapes are logged
+at every checkpoint, too.
 """
 
 import sys
@@ -26,7 +28,9 @@ from janus_jax.train.loop import train
 
 CONFIG = cli.config_flag()
 CONNECTED = cli.distributed_flags()
-WORKDIR = cli.flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config name>.")
+WORKDIR = cli.flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default runs/<config name>."
+)
 
 
 def main():
@@ -35,7 +39,10 @@ def main():
         raise UserError("Name a config: python -m janus_jax.train --config=configs/tiny.py.")
     workdir = WORKDIR.value or f"runs/{Path(cli.config_file()).stem}"
     if "://" in workdir:
-        raise UserError(f"--workdir={workdir} is not a folder; mount the bucket (with gcsfuse) and name the mounted folder.")
+        raise UserError(
+            f"--workdir={workdir} is not a folder; mount the bucket (with gcsfuse) and "
+            "name the mounted folder."
+        )
     with CONNECTED():
         if train(CONFIG.value, Path(workdir).absolute(), preempted=distributed.preemption()):
             sys.exit(distributed.PREEMPTED)

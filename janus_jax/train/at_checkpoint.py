@@ -1,4 +1,6 @@
-"""What happens at every checkpoint: calibrate, save, measure held-out losses, draw samples, score."""
+"""What happens at every checkpoint: calibrate, save, measure held-out losses, draw samples,
+score.
+"""
 
 from janus_jax import checkpoint, distributed, train_step
 from janus_jax.recipe.data import held_out_batches
@@ -44,7 +46,9 @@ class AtCheckpoint:
         step = self._about["stage_start"] + int(state.step)
         optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
         about = self._about | {"data": distributed.merge_dicts(position)}
-        self._writer.save(step, params=state.params, optimizer=optimizer, ema=state.ema, about=about)
+        self._writer.save(
+            step, params=state.params, optimizer=optimizer, ema=state.ema, about=about
+        )
         if not stopping:
             self._held_out(step, state.params)
             self._samples(step, state.averaged_params, batch)

@@ -10,9 +10,13 @@ class HeldOut:
     """Measures losses with a stage's parameters as they are; the parameters are not copied."""
 
     def __init__(self, stage, batches, *, mixture, log):
-        """Takes a Stage, `recipe.data.held_out_batches` (nothing is measured without batches) and a metrics.Log."""
+        """Takes a Stage, `recipe.data.held_out_batches` (nothing is measured without batches) and a
+        metrics.Log.
+        """
         self._mesh, self._batches, self._log = stage.mesh, batches, log
-        self._absent = {short for short, share in zip(("und", "text", "gen"), mixture, strict=True) if not share}
+        self._absent = {
+            short for short, share in zip(("und", "text", "gen"), mixture, strict=True) if not share
+        }
         objective = stage.objective
 
         def measure(params, batch):
@@ -25,10 +29,14 @@ class HeldOut:
         self._measure = jax.jit(measure, out_shardings=sharding.replicated(stage.mesh))
 
     def __call__(self, step, params):
-        """Logs the means over the batches as `held_out/...`, for the tasks that the batches hold."""
+        """Logs the means over the batches as `held_out/...`, for the tasks that the batches
+        hold.
+        """
         put = lambda batch: distributed.put_batch(self._mesh, batch)
         measured = [jax.device_get(self._measure(params, put(batch))) for batch in self._batches]
         if measured:
             names = [name for name in measured[0] if not self._absent & set(name.split("_"))]
-            means = {f"held_out/{name}": float(np.mean([m[name] for m in measured])) for name in names}
+            means = {
+                f"held_out/{name}": float(np.mean([m[name] for m in measured])) for name in names
+            }
             self._log.write(step, means)

@@ -30,13 +30,17 @@ def train(config, workdir, *, preempted=lambda step: False):
 
 
 def train_stage(stage, workdir, *, preempted):
-    """Sets a stage up, restores its state, and trains to its end; returns True if it was preempted."""
+    """Sets a stage up, restores its state, and trains to its end; returns True if it was
+    preempted.
+    """
     start = resume.newest_checkpoint(workdir)
     if resume.is_done(stage, start):
         logging.info("Stage %s: done, at step %d", stage.name, start.step)
         return False
     pipeline, tokenizer = build_pipeline(
-        stage, host=distributed.host_share(stage.mesh), report=workdir / preflight.bad_records_file()
+        stage,
+        host=distributed.host_share(stage.mesh),
+        report=workdir / preflight.bad_records_file(),
     )
     with jax.set_mesh(stage.mesh):
         state, about = resume.restore_or_begin(stage, start, pipeline)
@@ -47,16 +51,25 @@ def train_stage(stage, workdir, *, preempted):
         logging.info("Stage %s: %s", stage.name, _describe(stage, state, start))
         at_checkpoint = AtCheckpoint(stage, about, tokenizer, workdir, log)
         try:
-            return _steps(stage, state, pipeline, at_checkpoint, Reporter(stage, state, first_step, log), preempted)
+            return _steps(
+                stage,
+                state,
+                pipeline,
+                at_checkpoint,
+                Reporter(stage, state, first_step, log),
+                preempted,
+            )
         finally:
             at_checkpoint.close()
             log.close()
 
 
 def _steps(stage, state, pipeline, at_checkpoint, reporter, preempted):
-    """Trains to the end of the stage, or until the run is preempted; returns True in the latter case.
+    """Trains to the end of the stage, or until the run is preempted; returns True in the latter
+    case.
 
-    The metrics of a step are read after the next one has been dispatched, so the device never waits for the host.
+    The metrics of a step are read after the next one has been dispatched, so the device never waits
+    for the host.
     """
     step = train_step.jit(stage, state)
     profile = Profile(stage.config["profile_steps"], at_checkpoint.workdir / "profile")
@@ -94,4 +107,5 @@ def _describe(stage, state, start):
     kernel = kernel_of(jax.devices()[0].device_kind, stage.settings["length"], stage.mask).__name__
     trained = f"{count(state.trainable)} parameters train, {count(state.frozen)} are frozen"
     needed = stage.bytes_per_device / hardware.GIB
-    return f"{origin}; {trained}; mesh {mesh}; attention by {kernel}; about {needed:.2f} GiB per device"
+    memory = f"about {needed:.2f} GiB per device"
+    return f"{origin}; {trained}; mesh {mesh}; attention by {kernel}; {memory}"

@@ -1,4 +1,6 @@
-"""What a run reports while it trains: metrics.jsonl (one line per step), TensorBoard events, a progress bar with ETA."""
+"""What a run reports while it trains: metrics.jsonl (one line per step), TensorBoard events, a
+progress bar with ETA.
+"""
 
 import json
 import re
@@ -17,7 +19,9 @@ from janus_jax.errors import UserError
 
 
 class Reporter:
-    """Reads a step's metrics after the next step has been dispatched, logs them, and stops a run that diverges."""
+    """Reads a step's metrics after the next step has been dispatched, logs them, and stops a run
+    that diverges.
+    """
 
     def __init__(self, stage, state, first_step, log):
         """Sets it up.
@@ -53,7 +57,9 @@ class Reporter:
           UserError: when too many steps in a row were not finite.
         """
         self._number = number
-        counts = distributed.sum_over_hosts(self._stage.mesh, {name: packed.stats[name] for name in COUNTS})
+        counts = distributed.sum_over_hosts(
+            self._stage.mesh, {name: packed.stats[name] for name in COUNTS}
+        )
         self.flush()
         self._pending = (number, packed, counts, metrics)
 
@@ -64,7 +70,9 @@ class Reporter:
             self._pending = None
 
     def checkpointed(self):
-        """Notes that everything up to the last step is saved; the time that took does not count as a step's."""
+        """Notes that everything up to the last step is saved; the time that took does not count as
+        a step's.
+        """
         self._last_checkpoint = self.global_step
         self._clock = time.perf_counter()
 
@@ -90,17 +98,23 @@ class Reporter:
         }
         if number % stage.config["log_every"] == 0 or number == stage.last_step:
             self._log.write(step, {"stage": stage.name, **values})
-        self._progress.update(number, f"loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s")
+        self._progress.update(
+            number, f"loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tokens/s"
+        )
         if skipped >= stage.config["max_skipped_steps"]:
             raise UserError(
-                f"Loss or gradient was not finite in {skipped} steps in a row, the last one {step}, with records "
-                f"{packed.record_ids[:8]}; the last good checkpoint is step {self._last_checkpoint}. Lower "
+                f"Loss or gradient was not finite in {skipped} steps in a row, the last one "
+                f"{step}, with records "
+                f"{packed.record_ids[:8]}; the last good checkpoint is step "
+                f"{self._last_checkpoint}. Lower "
                 f"config.stages.{stage.name}.lr or look at these records."
             )
 
 
 class Log:
-    """The log of a run. Lines of steps after the one that training resumes from are dropped, so each step has one line."""
+    """The log of a run. Lines of steps after the one that training resumes from are dropped, so
+    each step has one line.
+    """
 
     def __init__(self, workdir, *, resumed_step):
         self._file = self._events = None
@@ -108,7 +122,11 @@ class Log:
             return
         self._path = Path(workdir) / "metrics.jsonl"
         lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resumed_step]
+        lines = [
+            line
+            for line in lines
+            if line.endswith("\n") and json.loads(line)["step"] <= resumed_step
+        ]
         partial = self._path.with_suffix(".tmp")
         partial.write_text("".join(lines))
         partial.replace(self._path)
@@ -138,7 +156,9 @@ class Log:
 
 
 class Profile:
-    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to read it."""
+    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to read
+    it.
+    """
 
     def __init__(self, steps, folder):
         """`steps` is empty, or '10:13' for the steps 10, 11 and 12 of every stage.
@@ -148,12 +168,16 @@ class Profile:
         """
         match = re.fullmatch(r"(\d+):(\d+)", steps)
         if steps and not (match and 0 < int(match[1]) < int(match[2])):
-            raise UserError(f"config.profile_steps is {steps!r}; write 10:13 for the steps 10, 11 and 12.")
+            raise UserError(
+                f"config.profile_steps is {steps!r}; write 10:13 for the steps 10, 11 and 12."
+            )
         self._steps = range(int(match[1]), int(match[2])) if steps else range(0)
         self._folder, self._tracing, self._first = str(folder), False, None
 
     def before(self, step):
-        """Starts the trace at the first of its steps, or at a later one where a run resumes among them."""
+        """Starts the trace at the first of its steps, or at a later one where a run resumes among
+        them.
+        """
         if step in self._steps and not self._tracing and distributed.is_primary():
             self._first = step
             jax.profiler.start_trace(self._folder)
@@ -170,10 +194,16 @@ class Profile:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
-            logging.info("Wrote the trace, starting with step %d: xprof %s", self._first, self._folder)
+            logging.info(
+                "Wrote the trace, starting with step %d: xprof %s", self._first, self._folder
+            )
         elif self._steps and self._first is None and distributed.is_primary():
             first, last = self._steps[0], self._steps[-1]
-            logging.warning("No trace was written: this stage did not run any of the steps %d to %d", first, last)
+            logging.warning(
+                "No trace was written: this stage did not run any of the steps %d to %d",
+                first,
+                last,
+            )
 
 
 class Progress:
@@ -200,7 +230,15 @@ class Progress:
             return
         self._last = now
         left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
-        logging.info("%s %d/%d  %s  ETA %dm%02ds", self._name, done, self._total, figures, left // 60, left % 60)
+        logging.info(
+            "%s %d/%d  %s  ETA %dm%02ds",
+            self._name,
+            done,
+            self._total,
+            figures,
+            left // 60,
+            left % 60,
+        )
 
     def close(self):
         """Restores the terminal."""

@@ -1,4 +1,6 @@
-"""Checks before a run: the workdir, the config, memory and data, with everything that is wrong in one message."""
+"""Checks before a run: the workdir, the config, memory and data, with everything that is wrong in
+one message.
+"""
 
 import glob
 import os
@@ -27,7 +29,8 @@ def open_run(config, workdir):
       list of Stage that are still to be trained, in order.
 
     Raises:
-      UserError: for a workdir that is past the stage, for memory that does not suffice, and for missing data.
+      UserError: for a workdir that is past the stage, for memory that does not suffice, and for
+        missing data.
     """
     text, config = config.to_json_best_effort(indent=1), config.to_dict()
     names = sorted(config["stages"], key=stage_number)
@@ -35,7 +38,8 @@ def open_run(config, workdir):
     reached = stage_number(newest.about["stage"]) if newest else -1
     if len(names) == 1 and reached > stage_number(names[0]):
         raise UserError(
-            f"{str(workdir)!r} is already at {newest.about['stage']}, after {names[0]}; name another --workdir, with "
+            f"{str(workdir)!r} is already at {newest.about['stage']}, after {names[0]}; name "
+            "another --workdir, with "
             "--config.init_from to start from one of these checkpoints."
         )
     mesh = sharding.make_mesh(**config["mesh"])
@@ -64,16 +68,19 @@ def check_machine(stage):
     missing, remedies = [], []
     if needed > limit:
         missing.append(
-            f"stage {stage.name} needs {needed / hardware.GIB:.1f} GiB per device and there are {limit / hardware.GIB:.1f}"
+            f"stage {stage.name} needs {needed / hardware.GIB:.1f} GiB per device and there are "
+            f"{limit / hardware.GIB:.1f}"
         )
         remedies.append(
-            "run on more devices (--config.mesh shards the state), with more microbatches or bfloat16 moments "
+            "run on more devices (--config.mesh shards the state), with more microbatches or "
+            "bfloat16 moments "
             "(`python -m janus_jax.plan` finds a setting that fits)"
         )
     if absent:
         missing.append(f"there are no data at {absent}")
         remedies.append(
-            "name your data with --config.data.sources.NAME.path=... and --config.data.tokenizer=..., or make a "
+            "name your data with --config.data.sources.NAME.path=... and "
+            "--config.data.tokenizer=..., or make a "
             "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`"
         )
     if missing:
@@ -81,7 +88,9 @@ def check_machine(stage):
 
 
 def device_memory():
-    """Bytes that a program may use on each local device; on CPU the devices share the machine's memory."""
+    """Bytes that a program may use on each local device; on CPU the devices share the machine's
+    memory.
+    """
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit is None:
@@ -94,10 +103,16 @@ def absent_data(stage):
     data = stage.config["data"]
     names = [name for name in source_names(stage) if name in data["sources"]]
     paths = [*(data["sources"][name]["path"] for name in names), data["tokenizer"]]
-    exists = lambda path: Path(path).expanduser().exists() or glob.glob(os.path.expanduser(path), recursive=True)
+    exists = lambda path: (
+        Path(path).expanduser().exists() or glob.glob(os.path.expanduser(path), recursive=True)
+    )
     return [path for path in paths if not exists(path)]
 
 
 def bad_records_file():
     """Name of this process's list of unusable records in the workdir."""
-    return "bad_records.jsonl" if jax.process_count() == 1 else f"bad_records_{jax.process_index()}.jsonl"
+    return (
+        "bad_records.jsonl"
+        if jax.process_count() == 1
+        else f"bad_records_{jax.process_index()}.jsonl"
+    )

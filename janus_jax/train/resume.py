@@ -1,4 +1,6 @@
-"""Where a stage starts: its own checkpoint, an earlier stage's parameters, init_from, or fresh parameters."""
+"""Where a stage starts: its own checkpoint, an earlier stage's parameters, init_from, or fresh
+parameters.
+"""
 
 import sys
 
@@ -13,7 +15,8 @@ from janus_jax.recipe.checks import complete
 from janus_jax.recipe.stage import to_json
 from janus_jax.train_step import TrainState
 
-MIXTURE_FIELDS = ("mixture", "phases", "sources", "und_slots", "gen_slots")  # may change in the middle of a stage
+# May change in the middle of a stage
+MIXTURE_FIELDS = ("mixture", "phases", "sources", "und_slots", "gen_slots")
 
 
 def newest_checkpoint(workdir):
@@ -23,9 +26,12 @@ def newest_checkpoint(workdir):
     primary = distributed.from_primary(mine)
     if mine != primary:
         logging.error(
-            "This process finds checkpoint %d in %s and process 0 finds %d: do all processes share the workdir's filesystem?",
-            mine, workdir, primary,
-        )  # fmt: skip
+            "This process finds checkpoint %d in %s and process 0 finds %d: do all processes share "
+            "the workdir's filesystem?",
+            mine,
+            workdir,
+            primary,
+        )
         sys.exit(distributed.PREEMPTED)
     return newest
 
@@ -49,19 +55,27 @@ def restore_or_begin(stage, start, pipeline):
       pipeline: Pipeline, which goes to the saved position.
 
     Returns:
-      TrainState, and what every checkpoint of the stage carries: stage, stage_start, config, mixtures.
+      TrainState, and what every checkpoint of the stage carries: stage, stage_start, config,
+        mixtures.
 
     Raises:
-      UserError: for a config that changed what may not change, and for parameters that nothing provides.
+      UserError: for a config that changed what may not change, and for parameters that nothing
+        provides.
     """
     about = {"stage": stage.name, "config": to_json(stage.config)}
     if not is_resumed(stage, start):
         mixtures = [{"from_step": 0, **_mixture(stage, pipeline.sources)}]
-        return _begin(stage, start), about | {"stage_start": start.step if start else 0, "mixtures": mixtures}
+        return _begin(stage, start), about | {
+            "stage_start": start.step if start else 0,
+            "mixtures": mixtures,
+        }
     _check_unchanged(stage, start.about["config"])
     mixtures, changed = _mixtures(stage, start, pipeline.sources)
     pipeline.set_state(start.about["data"], new_mixture=changed)
-    return _restore(stage, start), about | {"stage_start": start.about["stage_start"], "mixtures": mixtures}
+    return _restore(stage, start), about | {
+        "stage_start": start.about["stage_start"],
+        "mixtures": mixtures,
+    }
 
 
 def _restore(stage, saved):
@@ -79,13 +93,21 @@ def _restore(stage, saved):
 
 
 def _begin(stage, saved):
-    """A stage's first state: parameters of an earlier stage or of init_from, fresh ones where allowed."""
+    """A stage's first state: parameters of an earlier stage or of init_from, fresh ones where
+    allowed.
+    """
     config = stage.config
-    origins = [saved] if saved else [checkpoint.open_saved(path) for path in filter(None, config["init_from"].split(","))]
+    origins = (
+        [saved]
+        if saved
+        else [checkpoint.open_saved(path) for path in filter(None, config["init_from"].split(","))]
+    )
     abstract, params = stage.abstract_params, {}
     for origin in origins:
         stored = checkpoint.param_structs(origin)
-        params |= checkpoint.load_params(origin, {p: a for p, a in abstract.items() if p in stored and p not in params})
+        params |= checkpoint.load_params(
+            origin, {p: a for p, a in abstract.items() if p in stored and p not in params}
+        )
     missing = [path for path in abstract if path not in params]
     if not stage.trains_tokenizer:
         _check_missing(stage, missing, origins)
@@ -99,48 +121,72 @@ def _begin(stage, saved):
 
 def _from_tokenizer(stage, params):
     """Initial values that come from the trained tokenizer, such as a code embedding table."""
-    own = {p.removeprefix("generation/"): a for p, a in params.items() if p.startswith("generation/")}
+    own = {
+        p.removeprefix("generation/"): a for p, a in params.items() if p.startswith("generation/")
+    }
     values = generation_path(stage.model["generation"]["kind"]).Nets.initial_values(own)
     return {f"generation/{path}": value for path, value in values.items()}
 
 
 def _check_missing(stage, missing, origins):
-    """Parameters that neither a checkpoint nor init_fresh provides are an error that says what to do."""
+    """Parameters that neither a checkpoint nor init_fresh provides are an error that says what to
+    do.
+    """
     allowed = freezing.matching(stage.config["init_fresh"], missing)
     absent = sorted({"/".join(path.split("/")[:2]) for path in missing if path not in allowed})
     if not absent:
         return
     if not origins:
         raise UserError(
-            f"Stage {stage.name} has no checkpoint to start from: nothing provides {absent}. Run the stage before it in "
-            "this workdir, or name a workdir or checkpoint that holds them with --config.init_from=DIR."
+            f"Stage {stage.name} has no checkpoint to start from: nothing provides {absent}. Run "
+            "the stage before it in "
+            "this workdir, or name a workdir or checkpoint that holds them with "
+            "--config.init_from=DIR."
         )
     where = ", ".join(repr(str(origin.directory / str(origin.step))) for origin in origins)
-    raise UserError(f"{where} has no {absent}. To start them fresh, add their names to --config.init_fresh.")
+    raise UserError(
+        f"{where} has no {absent}. To start them fresh, add their names to --config.init_fresh."
+    )
 
 
 def _mixture(stage, sources):
-    """What a stage draws from now: the fields of MIXTURE_FIELDS, and the records of every source."""
+    """What a stage draws from now: the fields of MIXTURE_FIELDS, and the records of every
+    source.
+    """
     records = {name: len(source) for name, source in sources.items()}
     return {name: to_json(stage.settings[name]) for name in MIXTURE_FIELDS} | {"records": records}
 
 
 def _mixtures(stage, start, sources):
-    """The mixtures of a stage so far, each with its first step; and whether today's differs from the last one."""
+    """The mixtures of a stage so far, each with its first step; and whether today's differs from
+    the last one.
+    """
     before, now = start.about["mixtures"], _mixture(stage, sources)
     last = {name: before[-1].get(name) for name in now}
     if last == now:
         return before, False
     step = start.step - start.about["stage_start"]
-    logging.info("The mixture changes at step %d of the stage, from %s to %s", step, last["mixture"], now["mixture"])
+    logging.info(
+        "The mixture changes at step %d of the stage, from %s to %s",
+        step,
+        last["mixture"],
+        now["mixture"],
+    )
     for name, count in now["records"].items():
         if (earlier := (last["records"] or {}).get(name, count)) != count:
-            logging.warning("Source %r had %d records and now has %d: it is shuffled again from here", name, earlier, count)
+            logging.warning(
+                "Source %r had %d records and now has %d: it is shuffled again from here",
+                name,
+                earlier,
+                count,
+            )
     return [*before, {"from_step": step, **now}], True
 
 
 def _check_unchanged(stage, saved_config):
-    """Raises UserError if anything changed that the stage's arrays or its data position depend on."""
+    """Raises UserError if anything changed that the stage's arrays or its data position depend
+    on.
+    """
     may_change = ("steps", "stop_at", "microbatches", *MIXTURE_FIELDS)
 
     def fields(config):
@@ -151,7 +197,11 @@ def _check_unchanged(stage, saved_config):
             "optimizer": config["optimizer"],
             "ema": config.get("ema", 0.0),
             "data.shards": config["data"]["shards"],
-            **{f"stages.{stage.name}.{name}": value for name, value in settings if name not in may_change},
+            **{
+                f"stages.{stage.name}.{name}": value
+                for name, value in settings
+                if name not in may_change
+            },
         }
 
     before, now = fields(complete(saved_config)), fields(to_json(stage.config))
@@ -159,6 +209,7 @@ def _check_unchanged(stage, saved_config):
     if changed:
         name = changed[0]
         raise UserError(
-            f"Stage {stage.name} has begun and config.{name} has changed from {before.get(name)} to {now[name]}; keep it, "
+            f"Stage {stage.name} has begun and config.{name} has changed from {before.get(name)} "
+            f"to {now[name]}; keep it, "
             "or start the stage again in another --workdir with --config.init_from."
         )

@@ -1,4 +1,6 @@
-"""Contact sheets of a run while it trains: generated images, or images through the tokenizer and back."""
+"""Contact sheets of a run while it trains: generated images, or images through the tokenizer and
+back.
+"""
 
 import numpy as np
 
@@ -13,17 +15,27 @@ SCORED_PROMPTS = 8  # of each category of shapes
 
 
 class SampleLogger:
-    """Writes a stage's contact sheets: what the model generates for the prompts, or what the tokenizer reconstructs."""
+    """Writes a stage's contact sheets: what the model generates for the prompts, or what the
+    tokenizer reconstructs.
+    """
 
     def __init__(self, stage, tokenizer, *, folder, log):
-        """Takes a Stage and its TextTokenizer; sheets go to `folder` and to `log`, a metrics.Log."""
+        """Takes a Stage and its TextTokenizer; sheets go to `folder` and to `log`, a
+        metrics.Log.
+        """
         self._stage, self._tokenizer, self._folder, self._log = stage, tokenizer, folder, log
         self._settings = stage.config["samples"]
 
     def __call__(self, step, params, batch):
-        """Writes the sheet of a step, and scores the prompts of `config.samples.shapes`; `batch` is the step's."""
+        """Writes the sheet of a step, and scores the prompts of `config.samples.shapes`; `batch` is
+        the step's.
+        """
         if self._settings["prompts"]:
-            sheet = self._reconstructions(params, batch) if self._stage.trains_tokenizer else self._drawings(params)
+            sheet = (
+                self._reconstructions(params, batch)
+                if self._stage.trains_tokenizer
+                else self._drawings(params)
+            )
             if distributed.is_primary():
                 self._folder.mkdir(exist_ok=True)
                 sheet.save(self._folder / f"{step:07d}_{self._stage.name}.png")
@@ -34,15 +46,22 @@ class SampleLogger:
     def _score(self, step, params):
         """Logs the share of correct images among the first prompts of every category."""
         sampler, guidance = self._sampler(params)
-        prompts = {name: p[:SCORED_PROMPTS] for name, p in score.load_prompts(self._settings["shapes"]).items()}
-        shares, _ = score.score(score.draw_all(sampler, prompts, seeds=[0], guidance=guidance), prompts)
+        prompts = {
+            name: p[:SCORED_PROMPTS]
+            for name, p in score.load_prompts(self._settings["shapes"]).items()
+        }
+        shares, _ = score.score(
+            score.draw_all(sampler, prompts, seeds=[0], guidance=guidance), prompts
+        )
         self._log.write(step, {f"shapes/{name}": share for name, share in shares.items()})
 
     def _drawings(self, params):
         """One image per prompt."""
         prompts = self._settings["prompts"]
         sampler, guidance = self._sampler(params)
-        return contact_sheet(sampler.draw(prompts, seeds=range(len(prompts)), guidance=guidance), prompts)
+        return contact_sheet(
+            sampler.draw(prompts, seeds=range(len(prompts)), guidance=guidance), prompts
+        )
 
     def _sampler(self, params):
         """The current model, and its sampling settings."""
@@ -55,6 +74,8 @@ class SampleLogger:
         """Images, each followed by its reconstruction."""
         images = batch.gen_images.reshape(-1, *batch.gen_images.shape[2:])[:RECONSTRUCTIONS]
         images = distributed.to_host(images)
-        output = distributed.to_host(decode.reconstruct_batch(params, images, network=self._stage.network))
+        output = distributed.to_host(
+            decode.reconstruct_batch(params, images, network=self._stage.network)
+        )
         pairs = np.stack([images, output], axis=1).reshape(-1, *images.shape[1:])
         return contact_sheet(pairs, ["image", "reconstruction"] * len(images))

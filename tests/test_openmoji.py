@@ -8,7 +8,7 @@ import pytest
 
 from configs import openmoji as page
 from janus_jax.data import images
-from janus_jax.data.examples import ExampleMaker
+from janus_jax.data.examples import Augmentation, ExampleMaker, ImageTokens, Template
 from janus_jax.data.sources import Source
 from janus_jax.data.tokenizer import load
 from janus_jax.prepare import openmoji
@@ -53,15 +53,10 @@ def test_records_become_examples(folder):
     config = page.get_config()
     make = ExampleMaker(
         load(folder / "tokenizer.json"),
-        template="chat",
-        und_tokens=16,
-        gen_tokens=64,
+        template=Template("chat", roles=config.data.roles),
+        image_tokens=ImageTokens(und_tokens=16, gen_tokens=64),
+        augmentation=Augmentation(prompt_drop=0.0),
         max_length=256,
-        roles=config.data.roles,
-        system_prompt="",
-        prompt_drop=0.0,
-        first_sentence=0.0,
-        overlong="cut",
     )
     for name, settings in config.data.sources.to_dict().items():
         task = {"pictures": "generation"}.get(name, name)

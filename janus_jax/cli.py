@@ -1,7 +1,7 @@
-"""How every command starts and ends: flags, logging, exit codes.
+"""How commands start and end: flags, logging, exit codes.
 
-0 means done, 2 a user's mistake, told in a sentence, and 75 (try again later) that SIGTERM came, the state was saved
-and the same command continues.
+Exit code 0 means success, and 2 a mistake of the user, with one message and no traceback. 75 (try
+again later) means that SIGTERM arrived and the state was saved: the same command resumes.
 """
 
 import functools
@@ -22,11 +22,11 @@ from janus_jax import distributed
 from janus_jax.errors import UserError
 
 PACKAGE = str(Path(__file__).parent)
-flags.disclaim_key_flags()  # --help lists what is defined here by the command that defines it
+flags.disclaim_key_flags()  # --help lists flags under the command that defines them
 
 
 class _ConfigParser(config_flags.ConfigFileFlagParser):
-    """Reads the current folder's config file or, where it has none of that name, the installed one."""
+    """Reads a config file from the current folder or, if it is not there, the installed one."""
 
     def parse(self, path):
         file, *stage = path.split(":", 1)
@@ -47,6 +47,8 @@ def config_flag():
 
 
 class _Finite(flags.FloatParser):
+    """A float that is neither infinite nor NaN."""
+
     def convert(self, argument):
         value = super().convert(argument)
         if not math.isfinite(value):
@@ -55,23 +57,43 @@ class _Finite(flags.FloatParser):
 
 
 def define_finite(name, default, text, **bounds):
-    """A flag that holds a float, neither infinite nor NaN; `bounds` are absl's lower_bound and upper_bound."""
-    return flags.DEFINE(_Finite(**bounds), name, default, text, serializer=flags.ArgumentSerializer())
+    """Defines a flag for a finite float; `bounds` are absl's lower_bound and upper_bound."""
+    parser = _Finite(**bounds)
+    return flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
 
 
 @functools.cache
 def distributed_flags():
-    """Defines --distributed, --num_processes and --process_id; returns the context manager that connects by them."""
+    """Defines --distributed, --num_processes and --process_id.
+
+    Returns:
+      a function without arguments; it returns the context manager that connects the processes.
+    """
     address = flags.DEFINE_string(
-        "distributed", None, "Runs with other processes: 'auto' on TPU VMs, GKE and SLURM, or HOST:PORT of process 0."
+        "distributed",
+        None,
+        "Connects processes: 'auto' on TPU VMs, GKE and SLURM, or HOST:PORT of process 0.",
     )
-    count = flags.DEFINE_integer("num_processes", None, "Number of processes, with --distributed=HOST:PORT.", lower_bound=1)
-    index = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
-    return lambda: distributed.connected(address.value, num_processes=count.value, process_id=index.value)
+    count = flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Number of processes, with --distributed=HOST:PORT.",
+        lower_bound=1,
+    )
+    index = flags.DEFINE_integer(
+        "process_id", None, "Index of this process, from 0.", lower_bound=0
+    )
+
+    def connect():
+        return distributed.connected(
+            address.value, num_processes=count.value, process_id=index.value
+        )
+
+    return connect
 
 
 class SamplingFlags(NamedTuple):
-    """Which checkpoint to sample from, and how."""
+    """The flags of a checkpoint and its sampling settings."""
 
     checkpoint: flags.FlagHolder
     guidance: flags.FlagHolder
@@ -83,13 +105,15 @@ class SamplingFlags(NamedTuple):
     dtype: flags.FlagHolder
 
     def image_settings(self):
-        """The settings that `Sampler.guidance` takes; None where a flag is not given.
+        """The arguments of `Sampler.guidance`; None for flags that are not given.
 
         Raises:
           UserError: for --top_p=0.
         """
         if self.top_p.value == 0:
-            raise UserError("--top_p must be above 0; --temperature=0 takes the most probable code.")
+            raise UserError(
+                "--top_p must be above 0; --temperature=0 takes the most probable code."
+            )
         return dict(
             scale=self.guidance.value,
             temperature=self.temperature.value,
@@ -146,86 +170,104 @@ def config_file():
 
 
 def run(main, *, usage):
-    """Runs a command's main(); `usage` is its module docstring, shown by --help."""
-    _run(lambda _: main(), usage=usage, words=0)
+    """Runs main() of a command; --help shows `usage`, its module docstring."""
+    _run(lambda _: main(), usage=usage, num_words=0)
 
 
 def run_commands(main, *, commands, usage):
-    """As `run`, for a module whose first argument picks one of several commands: main(command)."""
+    """As `run`, for a module whose first argument is the name of a command: main(command)."""
 
     def start(argv):
         if len(argv) != 2 or argv[1] not in commands:
-            raise UserError(f"Say which of {list(commands)}, not {' '.join(argv[1:])!r}; --help shows examples.")
+            given = " ".join(argv[1:])
+            raise UserError(f"{given!r} is not one of {list(commands)}; --help shows examples.")
         main(argv[1])
 
-    _run(start, usage=usage, words=1)
+    _run(start, usage=usage, num_words=1)
 
 
-def _run(start, *, usage, words):
+def _run(start, *, usage, num_words):
+    """Runs start(argv); the first `num_words` arguments are not flags."""
     sys.modules["__main__"].__doc__ = usage
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_Plain())
-    handler.addFilter(lambda record: record.levelno >= 40 or record.pathname.startswith(PACKAGE))  # Orbax tells every move
+    # Orbax logs every step it takes; of other packages only errors are shown.
+    handler.addFilter(lambda record: record.levelno >= 40 or record.pathname.startswith(PACKAGE))
     try:
-        app.run(start, flags_parser=lambda argv: _parse(argv, words))
+        app.run(start, flags_parser=lambda argv: _parse(argv, num_words))
     except UserError as error:
         _stop(error)
 
 
-def _parse(argv, words):
-    """Parses flags; what is wrong with them is a user's mistake too, misspelt config fields included."""
+# What absl and ml_collections raise for wrong flags, config files and config fields.
+_FLAG_ERRORS = (
+    flags.Error,
+    ImportError,
+    SyntaxError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    config_dict.JSONDecodeError,
+)
+
+
+def _parse(argv, num_words):
+    """Parses flags and returns the other arguments; wrong ones end the program with a message."""
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            getattr(flags.FLAGS.config, "keys", None)  # a file that could not be read says so when it is asked anything
-    except (
-        flags.Error,
-        ImportError,
-        SyntaxError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-        config_dict.JSONDecodeError,
-    ) as error:
-        what = str(error if isinstance(error, (OSError, SyntaxError)) else error.args[0] if error.args else error)
-        if "Traceback" in what or "earlier failure" in what:  # of a config file: what it said stands last
-            what = re.split(r"Error: |failure to load: ", what.strip().splitlines()[-1].strip(), maxsplit=1)[-1]
-        if meant := re.search(r'Did you mean "(.*)" instead of "(.*)"', what):
-            what = f"--config has no field '{meant[2]}'; did you mean '{meant[1]}'?"
-        if isinstance(error, (AttributeError, KeyError)) and " " not in what:  # a bare name, the field not found
-            name = what.strip("\"'")
-            what = f"--config has no field '{name}'; the config's page and configs/common.py list them."
-        _stop(what)
-    if rest[1 + words :]:
-        _stop(f"Unknown argument {rest[1 + words]!r}; flags look like --name=value, --help lists them.")
+            getattr(flags.FLAGS.config, "keys", None)  # raises if the file could not be read
+    except _FLAG_ERRORS as error:
+        _stop(_flag_message(error))
+    unknown = rest[1 + num_words :]
+    if unknown:
+        _stop(f"Unknown argument {unknown[0]!r}; flags look like --name=value, --help lists them.")
     return rest
 
 
+def _flag_message(error):
+    """The message for an exception of `_FLAG_ERRORS`; names misspelt config fields."""
+    if isinstance(error, (OSError, SyntaxError)) or not error.args:
+        message = str(error)
+    else:
+        message = str(error.args[0])
+    if "Traceback" in message or "earlier failure" in message:
+        # A config file raised an error: its message is at the end of the last line.
+        last_line = message.strip().splitlines()[-1].strip()
+        message = re.split(r"Error: |failure to load: ", last_line, maxsplit=1)[-1]
+    if match := re.search(r'Did you mean "(.*)" instead of "(.*)"', message):
+        return f"--config has no field '{match[2]}'; did you mean '{match[1]}'?"
+    if isinstance(error, (AttributeError, KeyError)) and " " not in message:  # only a field's name
+        name = message.strip("\"'")
+        return f"--config has no field '{name}'; the config file and configs/common.py list them."
+    return message
+
+
 def _stop(message):
-    """Says what went wrong and exits with code 2."""
+    """Prints an error message and exits with code 2."""
     print(f"Error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 class _Plain(logging.PythonFormatter):
-    """Time and message; the file and line only where something is wrong."""
+    """Time and message, with the level of warnings and errors."""
 
     def format(self, record):
-        place = "" if record.levelno <= 20 else f"{record.levelname.lower()}: "
-        return f"{self.formatTime(record, '%H:%M:%S')} {place}{record.getMessage()}"
+        level = "" if record.levelno <= 20 else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
 
 
 def enable_compile_cache(folder):
-    """Keeps compiled programs in a folder, so that the next start is quick."""
-    if jax.config.jax_compilation_cache_dir is None:  # the environment may name a shared one
+    """Keeps compiled programs in a folder, so that the next start is fast."""
+    if jax.config.jax_compilation_cache_dir is None:  # the environment may set another folder
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def load_config(name, stage="all"):
-    """A shipped config by name, such as 'pro_1b': a ConfigDict."""
+    """Loads an installed config by name, such as 'pro_1b': a ConfigDict."""
     return importlib.import_module(f"configs.{name}").get_config(stage)

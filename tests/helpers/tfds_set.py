@@ -1,4 +1,4 @@
-"""Writes a prepared TensorFlow data set of pictures and texts, as its own builders do."""
+"""Writes a prepared TensorFlow data set of images and texts, as its own builders do."""
 
 import io
 
@@ -6,7 +6,10 @@ import tensorflow_datasets as tfds
 
 
 def write(folder, pairs, *, encoding):
-    """A split 'train' of records (encoded picture, text) with the fields `image` and `label`; in order; its folder."""
+    """Writes a split 'train' of (encoded image, text) pairs, in order; returns its folder.
+
+    The fields are `image` and `label`.
+    """
     image, label = tfds.features.Image(encoding_format=encoding), tfds.features.Text()
     records = [{"image": io.BytesIO(encoded), "label": text} for encoded, text in pairs]
 
@@ -21,7 +24,7 @@ def write(folder, pairs, *, encoding):
             return {"train": enumerate(records)}
 
         def _generate_examples(self):
-            """All that is abstract must be there; the splits bring their records themselves."""
+            """Abstract in the base class; `_split_generators` returns the records."""
 
     builder = Things(data_dir=str(folder), file_format="array_record")
     builder.download_and_prepare()

@@ -1,10 +1,18 @@
 """The VQ-16 tokenizer and the stage that trains it; tests/test_golden_janus.py has its numbers."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from janus_jax.models.functional import ModelSpec
+from janus_jax.tokenizers.vq16 import VQTokenizer
 from tests.conftest import first_batch, first_state, fresh_params, jit_step, loss_of, stage_of
+
+RELEASED_CODEBOOK = Path(__file__).parent.parent.parent / "shared/data/janus_pro_codebook"
 
 
 def test_the_tokenizer_stage_trains_the_tokenizer(config):
@@ -43,3 +51,28 @@ def test_codes_do_not_change_when_codebook_rows_are_rescaled(config):
         return tokenizer.nearest(tokenizer.encode(pixels))
 
     np.testing.assert_array_equal(encode(book), encode(book * scale))
+
+
+@pytest.mark.skipif(not RELEASED_CODEBOOK.is_dir(), reason="no released codebook")
+def test_codes_of_the_released_codebook_are_exact():
+    codebook = np.load(RELEASED_CODEBOOK / "codebook_entry_embedding.npy")
+    embed = np.load(RELEASED_CODEBOOK / "gen_embed.npy")
+    assert codebook.shape == embed.shape == (16_384, 8)
+    rng = np.random.default_rng(0)
+    near_codes = codebook[rng.integers(0, len(codebook), 200)] * 1.7
+    vectors = np.concatenate([rng.normal(size=(200, 8)), near_codes]).astype(np.float32)
+    settings = dict(base_channels=32, channel_mult=[1], num_res_blocks=1, z_channels=32)
+    network = ModelSpec(
+        functools.partial(VQTokenizer, codebook_size=len(codebook), codebook_dim=8, **settings)
+    )
+    params = fresh_params(network) | {"codebook": jnp.asarray(codebook)}
+    nearest = jax.jit(lambda params, x: network.merge(params).nearest(x))
+    codes = np.asarray(nearest(params, vectors.reshape(1, 20, 20, 8)))[0]
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    cosines = unit(vectors.astype(np.float64)) @ unit(codebook.astype(np.float64)).T
+    best, second = np.sort(cosines, axis=1)[:, [-1, -2]].T
+    clear = best - second > 1e-6
+    assert (codes == cosines.argmax(axis=1))[clear].all()
+    assert (np.take_along_axis(cosines, codes[:, None], axis=1)[:, 0] >= best - 1e-6).all()
+    # The generation path's embedding starts from the directions of the codes.
+    assert (unit(embed) * unit(codebook)).sum(axis=1).mean() > 0.99

@@ -1,4 +1,4 @@
-"""Image preprocessing equals that of the released processors."""
+"""Image preprocessing is that of the released processor to the bit; options go beyond it."""
 
 import io
 
@@ -11,12 +11,9 @@ from janus_jax.data.sources import Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 
-MODES = ("RGB", "L", "LA", "P", "RGBA", "I;16")
-SIZES = ((333, 500), (1000, 3), (3, 1000), (384, 384), (1, 1), (255, 256))
 
-
-def released_processor(image, size=384):
-    """deepseek-ai's processor: long side to `size`, at least 14 pixels, padded with grey 127."""
+def as_released(image, size=384):
+    """The released processor in plain PIL: resizes the long side and truncates the sides."""
     image = image.convert("RGB")
     longest = max(image.size)
     width, height = (max(int(side / longest * size), 14) for side in image.size)
@@ -26,9 +23,8 @@ def released_processor(image, size=384):
     return np.asarray(out)
 
 
-def random_image(mode, width, height):
-    """A random image of a PIL mode."""
-    rng = np.random.default_rng(0)
+def random_image(mode, width, height, seed=0):
+    rng = np.random.default_rng(seed)
     if mode == "I;16":
         return Image.fromarray(rng.integers(0, 65_536, (height, width), np.uint16))
     if mode == "P":
@@ -38,48 +34,51 @@ def random_image(mode, width, height):
 
 
 def png(image, **options):
-    """An image as PNG bytes."""
+    """The bytes of a PNG file."""
     out = io.BytesIO()
     image.save(out, "PNG", **options)
     return out.getvalue()
 
 
+SIZES = [(333, 500), (1000, 3), (3, 1000), (47, 60), (384, 384), (1, 1), (255, 256)]
+MODES = ["L", "LA", "P", "RGBA", "I;16"]
+
+
 @pytest.mark.parametrize(
-    ("mode", "size"), [(mode, (47, 60)) for mode in MODES] + [("RGB", size) for size in SIZES]
+    ("mode", "size"), [*(("RGB", size) for size in SIZES), *((mode, (333, 500)) for mode in MODES)]
 )
-def test_understanding_images_equal_those_of_the_released_processor(mode, size):
+def test_preprocessing_is_the_released_one(mode, size):
     encoded = png(random_image(mode, *size))
-    actual = images.for_understanding(images.decode(encoded), size=384)
-    expected = released_processor(Image.open(io.BytesIO(encoded)))
-    np.testing.assert_array_equal(actual, expected)
+    ours = images.for_understanding(images.decode(encoded), size=384)
+    np.testing.assert_array_equal(ours, as_released(Image.open(io.BytesIO(encoded))))
 
 
-@pytest.mark.parametrize("size", [(384, 384), (256, 512), (96, 48), (900, 300)])
-def test_understanding_images_equal_those_of_transformers(torch, size):
-    """At sizes that both round in the same way."""
+def test_preprocessing_is_that_of_transformers_where_it_rounds_alike(torch):
     from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-    image = random_image("RGB", *size)
     processor = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    pixels = processor(image, return_tensors="np")["pixel_values"][0]
-    expected = np.round((pixels * 0.5 + 0.5) * 255).astype(np.uint8)
-    actual = images.for_understanding(images.decode(png(image)), size=384)
-    np.testing.assert_array_equal(np.moveaxis(actual, -1, 0), expected)
+    for size in ((384, 384), (256, 512), (96, 48), (900, 300)):
+        image = random_image("RGB", *size)
+        pixels = processor(image, return_tensors="np")["pixel_values"][0]
+        expected = np.round((pixels * 0.5 + 0.5) * 255).astype(np.uint8)
+        ours = images.for_understanding(images.decode(png(image)), size=384)
+        np.testing.assert_array_equal(np.moveaxis(ours, -1, 0), expected)
 
 
-def test_sources_can_apply_exif_rotation_and_composite_alpha(tmp_path):
+def test_sources_rotate_images_and_fill_transparent_pixels_when_asked(tmp_path):
     image = random_image("RGBA", 20, 10)
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    record = {"image": png(image, exif=exif), "prompt": "x"}
-    write_array_record(tmp_path / "x.array_record", [record])
-    options = dict(kind="array_record", path=str(tmp_path / "x.array_record"))
-    default = images.decode(Source("x", **options)[0]["image"])
-    assert default.size == (20, 10)
-    np.testing.assert_array_equal(default, np.asarray(image)[..., :3])
+    exif[0x0112] = 6  # rotated by a quarter turn
+    path = tmp_path / "x.array_record"
+    write_array_record(path, [{"image": png(image, exif=exif), "prompt": "x"}])
+    options = dict(kind="array_record", path=str(path))
+    unchanged = images.decode(Source("x", **options)[0]["image"])
+    assert unchanged.size == (20, 10)
+    np.testing.assert_array_equal(unchanged, np.asarray(image)[..., :3])
     changed = images.decode(Source("x", exif="apply", alpha="white", **options)[0]["image"])
-    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    np.testing.assert_array_equal(changed, on_white.rotate(-90, expand=True))
+    background = Image.new("RGBA", image.size, "white")
+    expected = Image.alpha_composite(background, image).convert("RGB").rotate(-90, expand=True)
+    np.testing.assert_array_equal(changed, expected)
     for wrong in (dict(exif="aply"), dict(alpha="chartreux")):
         with pytest.raises(UserError, match=f"'x'.*{next(iter(wrong.values()))}"):
             Source("x", **wrong, **options)

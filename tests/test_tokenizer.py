@@ -1,10 +1,10 @@
-"""The text tokenizer of a language model gets the special tokens that it lacks."""
+"""Text tokenizers: special tokens are found by their strings."""
 
 from pathlib import Path
 
 import pytest
 
-from janus_jax.data import tokenizer as text_tokenizer
+from janus_jax.data import tokenizer
 from janus_jax.data.tokenizer import PRO_ROLES, SPECIAL
 
 LLM_TOKENIZER = (
@@ -12,18 +12,15 @@ LLM_TOKENIZER = (
 )
 
 
-@pytest.mark.skipif(not LLM_TOKENIZER.is_file(), reason="no tokenizer of DeepSeek-LLM")
-def test_missing_special_tokens_are_added(data):
-    tokenizer, added = text_tokenizer.complete(LLM_TOKENIZER)
+@pytest.mark.skipif(not LLM_TOKENIZER.is_file(), reason="no tokenizer of the language model")
+def test_the_tokenizer_of_a_language_model_is_completed(data):
+    completed, added = tokenizer.complete(LLM_TOKENIZER)
     missing = [SPECIAL[name] for name in ("pad", "image", "boi", "eoi")]
-    assert added == [*missing, *PRO_ROLES]
-    assert tokenizer.size <= 102_400
-    assert (tokenizer.bos, tokenizer.eos) == (100_000, 100_001)
-    ids, spans = tokenizer.encode("Hello, how are you?")
-    assert ids == [17464, 11, 946, 418, 340, 30]
-    assert spans[0] == (0, 5)
+    assert added == [*missing, *PRO_ROLES] and completed.size <= 102_400
+    assert (completed.bos, completed.eos) == (100_000, 100_001)
+    ids, spans = completed.encode("Hello, how are you?")
+    assert ids == [17464, 11, 946, 418, 340, 30] and spans[0] == (0, 5)
     text = "Ein Fuchs \u72d0\u72f8 \U0001f98a, na\u00efve\n\n  tabs\tand 1234"
-    assert tokenizer.decode(tokenizer.encode(text)[0]) == text
-    assert tokenizer.encode("<image_placeholder>\n<|User|>: x")[0][0] == tokenizer.image
-    other = text_tokenizer.load(data / "tokenizer.json")
-    assert tokenizer.pad != other.pad  # ids are looked up by string
+    assert completed.decode(completed.encode(text)[0]) == text
+    assert completed.encode("<image_placeholder>\n<|User|>: x")[0][0] == completed.image
+    assert completed.pad != tokenizer.load(data / "tokenizer.json").pad

@@ -1,4 +1,4 @@
-"""The golden fixtures: small random models of the release's own code, with inputs, outputs and gradients."""
+"""The golden fixtures: small random models of the release's code, with outputs and gradients."""
 
 import functools
 import json
@@ -83,7 +83,7 @@ def tensors_of(network, kind):
 
 
 def load_janus(model, path):
-    """ModelSpec and fp32 parameters of released weights; parameters that releases lack are fresh."""
+    """ModelSpec and fp32 parameters of released weights; what a release lacks is fresh."""
     network = ModelSpec(functools.partial(Janus, **model, dtype=jnp.float32))
     weights = files.Folder(path)
     kind = model["generation"]["kind"]

@@ -132,7 +132,7 @@ def test_logits_and_greedy_codes_are_those_of_transformers(torch, folder, tmp_pa
             generation_mode="image",
             do_sample=False,
         )
-        pictures = model.decode_image_tokens(expected)
+        images = model.decode_image_tokens(expected)
     prompt = prompt.numpy().astype(np.int32)
     real = np.ones(prompt.shape, bool)
     keys = jax.random.split(jax.random.key(0), 1)[:, None]
@@ -142,7 +142,7 @@ def test_logits_and_greedy_codes_are_those_of_transformers(torch, folder, tmp_pa
     )
     np.testing.assert_array_equal(codes, expected.numpy())
     decode_codes = jax.jit(lambda p, ids: network.merge(p).generation.tokenizer.decode(ids))
-    close(decode_codes(params, codes), pictures.numpy())
+    close(decode_codes(params, codes), images.numpy())
 
 
 # Round trips.

@@ -275,8 +275,8 @@ def _read_params(job):
 
 def _put(array, target):
     """Puts a numpy array on a sharding and waits, so that the caller can free it."""
-    placed = jax.make_array_from_callback(array.shape, target, lambda index: array[index])
-    return placed.block_until_ready()
+    on_mesh = jax.make_array_from_callback(array.shape, target, lambda index: array[index])
+    return on_mesh.block_until_ready()
 
 
 def export_weights(out):

@@ -207,7 +207,7 @@ def _read_encoder(vision):
             f"config.json names the understanding encoder {name!r}; known are {list(SIGLIPS)}."
         )
     vision = SIGLIPS.get(name, {}) | vision
-    encoder = {ours: vision[theirs] for ours, theirs in ENCODER_FIELDS.items()}
+    encoder = {field: vision[name] for field, name in ENCODER_FIELDS.items()}
     encoder["mlp_dim"] = int(encoder["embed_dim"] * vision["mlp_ratio"])
     encoder["norm_eps"] = 1e-6
     return encoder
@@ -242,7 +242,7 @@ def _read_janus(config):
             "gen_head_config.image_token_size": (gen_head.get("image_token_size", codes), codes),
         },
     )
-    tokenizer = {ours: vq[theirs] for ours, theirs in TOKENIZER_FIELDS.items()}
+    tokenizer = {field: vq[name] for field, name in TOKENIZER_FIELDS.items()}
     tokenizer["num_groups"] = NUM_GROUPS
     return dict(
         llm=llm,
@@ -301,7 +301,7 @@ def _net(cls, model_type, **params):
 
 def _write_encoder(encoder):
     """Settings of the release's encoder class: a registered name, or sizes."""
-    sizes = {theirs: encoder[ours] for ours, theirs in ENCODER_FIELDS.items()}
+    sizes = {name: encoder[field] for field, name in ENCODER_FIELDS.items()}
     sizes["mlp_ratio"] = encoder["mlp_dim"] / encoder["embed_dim"]
     params = dict(sizes, model_name="siglip")
     for name, registered in SIGLIPS.items():
@@ -315,7 +315,7 @@ def _write_janus(model):
     dim = model["llm"]["embed_dim"]
     encoder = model["understanding"]["encoder"]
     tokenizer = model["generation"]["tokenizer"]
-    vq = {theirs: tokenizer[ours] for ours, theirs in TOKENIZER_FIELDS.items()}
+    vq = {name: tokenizer[field] for field, name in TOKENIZER_FIELDS.items()}
     vq["ch_mult"] = list(vq["ch_mult"])
     if vq == VQ_DEFAULTS:
         vq = {name: vq[name] for name in ("image_token_size", "n_embed")}

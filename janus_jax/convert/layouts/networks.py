@@ -88,14 +88,14 @@ def read_llama(config):
     )
     config["num_key_value_heads"] = config.get("num_key_value_heads") or num_heads
     config["rope_theta"] = float(rope.get("rope_theta", config["rope_theta"]))
-    return {ours: config[theirs] for ours, theirs in LLM_FIELDS.items()}
+    return {field: config[name] for field, name in LLM_FIELDS.items()}
 
 
 def write_llama(llm, dtype):
     """The LlamaConfig of `config.model.llm`."""
     return dict(
         model_type="llama",
-        **{theirs: llm[ours] for ours, theirs in LLM_FIELDS.items()},
+        **{name: llm[field] for field, name in LLM_FIELDS.items()},
         hidden_act="silu",
         max_position_embeddings=16_384,
         tie_word_embeddings=False,
@@ -194,7 +194,7 @@ def vq_table(prefix, *, down, up, block, middle):
 
 
 def llamagen_vq_table(prefix):
-    """VQ-16 with LlamaGen's names, which Janus kept."""
+    """VQ-16 with LlamaGen's names, which Janus's release has too."""
     return vq_table(prefix, down="conv_blocks", up="conv_blocks", block="res", middle="012")
 
 

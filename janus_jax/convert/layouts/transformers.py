@@ -159,9 +159,9 @@ class Transformers(ModelLayout):
                 "vq_config.num_patches": (vq.get("num_patches", grid), grid),
             },
         )
-        encoder = {ours: vision[theirs] for ours, theirs in ENCODER_FIELDS.items()}
+        encoder = {field: vision[name] for field, name in ENCODER_FIELDS.items()}
         encoder["mlp_dim"] = int(encoder["embed_dim"] * vision["mlp_ratio"])
-        tokenizer = {ours: vq[theirs] for ours, theirs in TOKENIZER_FIELDS.items()}
+        tokenizer = {field: vq[name] for field, name in TOKENIZER_FIELDS.items()}
         tokenizer["num_groups"] = NUM_GROUPS
         return dict(
             llm=llm,
@@ -225,7 +225,7 @@ class Transformers(ModelLayout):
 def _write_encoder(encoder, llm):
     return dict(
         model_type="janus_vision_model",
-        **{theirs: encoder[ours] for ours, theirs in ENCODER_FIELDS.items()},
+        **{name: encoder[field] for field, name in ENCODER_FIELDS.items()},
         mlp_ratio=encoder["mlp_dim"] / encoder["embed_dim"],
         hidden_act="gelu",
         projection_dim=llm["embed_dim"],
@@ -240,7 +240,7 @@ def _write_tokenizer(model):
     dim = model["llm"]["embed_dim"]
     return dict(
         model_type="janus_vqgan",
-        **{theirs: tokenizer[ours] for ours, theirs in TOKENIZER_FIELDS.items()},
+        **{name: tokenizer[field] for field, name in TOKENIZER_FIELDS.items()},
         num_patches=encoder["image_size"] // encoder["patch_size"],
         projection_dim=dim,
         image_token_embed_dim=dim,

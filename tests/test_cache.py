@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 
 from janus_jax import checkpoint, fingerprint, sharding
 from janus_jax.data import synthetic
+from janus_jax.data.examples import ImageForm
+from janus_jax.data.shards import Stream
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
 from janus_jax.objectives.tokenizer import Tokenizer
 from janus_jax.prepare import cache
-from janus_jax.recipe.data import check_caches
+from janus_jax.recipe.data import build_example_maker, check_caches
 from janus_jax.train.loop import train
 from tests.conftest import ROOT, environment, first_batch, fresh_params, stage_of
 from tests.helpers.training import read_metrics
@@ -131,6 +134,22 @@ def test_pixels_and_codes_do_not_mix(cached):
     config.stages.stage_2.sources.generation = {"scenes": 1, "more": 1}
     with pytest.raises(UserError, match=r"'more'.*\(16,\).*'scenes'"):
         first_batch(config)
+
+
+def test_the_form_of_a_cache_is_in_its_about(cached):
+    """No record is read; a cache of version 0.1, without `shape`, is asked for its first record."""
+    config, _, _ = cached
+    path = Path(config.data.sources.scenes.path)
+
+    def form(make):
+        source = Source("scenes", kind="array_record", path=str(path))
+        return Stream(source, make=make, seed=0).gen_form()
+
+    assert form(make=None) == ImageForm("codes", (16,))
+    about = json.loads((path / "about.json").read_text())
+    del about["shape"]
+    (path / "about.json").write_text(json.dumps(about))
+    assert form(make=build_example_maker(stage_of(config))[0]) == ImageForm("codes", (16,))
 
 
 def test_a_run_trains_from_codes_of_its_own_tokenizer_alone(cached, tokenizer_of, tmp_path):

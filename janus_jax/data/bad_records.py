@@ -90,8 +90,12 @@ class BadRecords:
             plural = "s" * (occurrences > 1)
             logging.warning(
                 "Skipped %d record%s of %s (the last one is %s, %s)",
-                occurrences, plural, reason, record_id, where,
-            )  # fmt: skip
+                occurrences,
+                plural,
+                reason,
+                record_id,
+                where,
+            )
         if bad > self.limit * max(self.total, MIN_RECORDS):
             listed = f" They are listed in {str(self._report)!r}." if self._report else ""
             raise UserError(

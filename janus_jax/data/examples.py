@@ -215,7 +215,7 @@ class ExampleMaker:
         return chat.plain_conversation(turns)
 
     def _generation(self, record, rng):
-        # These two are drawn first: the order of draws is part of a run's reproducibility.
+        # These two come first: a run is reproducible only with the same order of random numbers.
         drop = rng.random() < self._augmentation.prompt_drop
         shorten = rng.random() < self._augmentation.first_sentence
         prompt = _text(record, "prompt", rng)

@@ -187,7 +187,7 @@ def check(tensors, stored, *, optional, layout, source):
     Args:
       tensors: {tensor name: Tensor}, from `expand`.
       stored: {tensor name: (shape, dtype)} of the files.
-      optional: {tensor name: shape, or None for any} of what files may contain besides.
+      optional: {tensor name: shape, or None for any} of other tensors that files may contain.
       layout: its name, for errors.
       source: the files, for errors.
 

@@ -83,11 +83,7 @@ def draw():
         images = sampler.draw(prompts, seeds=seeds, guidance=guidance)
     images = images.reshape(-1, *images.shape[2:])
     captions = [prompt for prompt in prompts for _ in range(NUM_IMAGES.value)]
-    image = (
-        Image.fromarray(images[0])
-        if len(images) == 1
-        else contact_sheet(images, captions)
-    )
+    image = Image.fromarray(images[0]) if len(images) == 1 else contact_sheet(images, captions)
     try:
         image.save(out)
     except OSError as error:

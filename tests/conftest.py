@@ -1,4 +1,6 @@
-"""Eight fake CPU devices, strict ranks, a compile cache, and one tiny data set and config for all tests."""
+"""Eight fake CPU devices, strict ranks, a compile cache, and one tiny data set and config for
+all tests.
+"""
 
 import os
 import shutil
@@ -36,7 +38,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def environment(*, devices=8, torch=False, **more):
-    """Of a command in a process of its own; without PyTorch, which few users have and tensorboardX would import."""
+    """Of a command in a process of its own; without PyTorch, which few users have and
+    tensorboardX would import.
+    """
     folders = [str(ROOT)] if torch else [str(ROOT), str(ROOT / "tests/no_torch")]
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
     return os.environ | {"PYTHONPATH": os.pathsep.join(folders), "XLA_FLAGS": flags} | more
@@ -44,12 +48,16 @@ def environment(*, devices=8, torch=False, **more):
 
 def small(config, data):
     """Reduces the tiny config to the size of tests."""
-    config.model.generation.tokenizer.update(base_channels=4, z_channels=16, codebook_size=32, num_groups=2)
+    config.model.generation.tokenizer.update(
+        base_channels=4, z_channels=16, codebook_size=32, num_groups=2
+    )
     return _small(config, data)
 
 
 def small_flow(config, data):
-    """The same of the tiny config that draws by flow; 32 px make 4 latent tokens, and 4 features to align with."""
+    """The same of the tiny config that draws by flow; 32 px make 4 latent tokens, and 4
+    features to align with.
+    """
     config.model.generation.tokenizer.update(widths=(4, 4, 8, 8), num_groups=2)
     config.model.generation.unet.dim = 16
     config.model.generation.alignment.update(layer=1, feature_dim=32)
@@ -72,7 +80,9 @@ def _small(config, data):
     config.data.tokenizer = str(data / "tokenizer.json")
     config.data.window, config.data.shards = 16, 4
     config.held_out.sources = {}
-    config.data.sources = {name: s for name, s in config.data.sources.items() if name != "questions-heldout"}
+    config.data.sources = {
+        name: s for name, s in config.data.sources.items() if name != "questions-heldout"
+    }
     for name in config.data.sources:
         config.data.sources[name].path = str(data / f"{name}-train.array_record")
     for name, stage in config.stages.items():
@@ -84,7 +94,9 @@ def _small(config, data):
 
 def stage_of(config, name="stage_2", *, devices=1):
     """The typed stage of a ConfigDict on some of the fake devices."""
-    return make_stage(config.to_dict(), name, mesh=sharding.make_mesh(devices=jax.devices()[:devices]))
+    return make_stage(
+        config.to_dict(), name, mesh=sharding.make_mesh(devices=jax.devices()[:devices])
+    )
 
 
 def first_batch(config, name="stage_2"):
@@ -139,7 +151,10 @@ def two_losses(config, batch, *, name="stage_2", devices, microbatches):
     config.stages[name].microbatches = microbatches
     stage = stage_of(config, name, devices=devices)
     with jax.set_mesh(stage.mesh):
-        params = {p: jax.device_put(a, stage.abstract_params[p].sharding) for p, a in fresh_params(stage.network).items()}
+        params = {
+            p: jax.device_put(a, stage.abstract_params[p].sharding)
+            for p, a in fresh_params(stage.network).items()
+        }
         state = train_step.first_state(stage, params)
         step = train_step.jit(stage, state)
         losses = []
@@ -153,12 +168,16 @@ def sampler_of(stage, data, params=None):
     """A Sampler of a stage's network, with fresh parameters by default."""
     template = Template("chat", ("<|User|>", "<|Assistant|>"), "")
     params = fresh_params(stage.network) if params is None else params
-    return Sampler(stage.network, params, tokenizer.load(data / "tokenizer.json"), template=template)
+    return Sampler(
+        stage.network, params, tokenizer.load(data / "tokenizer.json"), template=template
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Gives compiled programs up where a process holds many: each kernel is a map, and Linux allows 65 530 of them."""
+    """Gives compiled programs up where a process holds many: each kernel is a map, and Linux
+    allows 65 530 of them.
+    """
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text().count("\n") > 20_000:

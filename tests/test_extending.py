@@ -21,7 +21,9 @@ def test_the_examples_of_the_guide_run(tmp_path):
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "golden"))
         else:
             shutil.copy(source, target)
-    blocks = re.findall(r"```python\n# (.*?)\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```python\n# (.*?)\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL
+    )
     tests, touched = [], []
     for where, code in blocks:
         path = tmp_path / where.removeprefix("append to ")

@@ -1,4 +1,6 @@
-"""Workdirs that version 0.1.0 wrote, tests/legacy, still load, resume and sample as they did then."""
+"""Workdirs that version 0.1.0 wrote, tests/legacy, still load, resume and sample as they did
+then.
+"""
 
 import json
 import zipfile
@@ -50,7 +52,9 @@ def test_a_run_of_0_1_resumes_with_the_same_losses(workdir, data):
     for row, expected in zip(rows, EXPECTED["metrics"], strict=True):
         assert row["stage"] == expected.pop("stage")
         for name, value in expected.items():
-            np.testing.assert_allclose(row[name], value, rtol=1e-5, err_msg=f"{name} of step {row['step']}")
+            np.testing.assert_allclose(
+                row[name], value, rtol=1e-5, err_msg=f"{name} of step {row['step']}"
+            )
 
 
 @pytest.mark.parametrize("name", ["run", "imported"])
@@ -63,5 +67,6 @@ def test_checkpoints_of_0_1_sample_the_same(workdir, name):
         images = sampler.draw(prompts, seeds=seeds, guidance=sampler.guidance(temperature=0))
         gray = Image.fromarray(np.full((40, 30, 3), 90, np.uint8))
         answers = sampler.ask([gray], ["What color is it?"], max_tokens=8)
-    assert np.abs(images.astype(int) - np.array(expected["images"])).max() <= 1  # a level, from truncation
+    # A level, from truncation
+    assert np.abs(images.astype(int) - np.array(expected["images"])).max() <= 1
     assert answers == expected["answers"]

@@ -1,4 +1,6 @@
-"""Every generation path through the same tests; tests/paths has a page for each, and two are toys."""
+"""Every generation path through the same tests; tests/paths has a page for each, and two are
+toys.
+"""
 
 import functools
 import importlib
@@ -28,9 +30,12 @@ from tests.conftest import (
     loss_of,
     sampler_of,
     stage_of,
-)  # fmt: skip
+)
 
-PAGES = {m.name: importlib.import_module(f"tests.paths.{m.name}") for m in pkgutil.iter_modules(paths.__path__)}
+PAGES = {
+    m.name: importlib.import_module(f"tests.paths.{m.name}")
+    for m in pkgutil.iter_modules(paths.__path__)
+}
 BIDIRECTIONAL = "toy_bidirectional"
 
 
@@ -62,46 +67,67 @@ def test_every_stage_takes_a_finite_step_that_moves_what_trains_and_nothing_else
         if name == freezing.TOKENIZER:
             continue
         recipe.stages[name].warmup = 0
-        for frozen in {recipe.stages[name].frozen if name == "stage_1" else None, freezing.FROZEN[name]} - {None}:
+        for frozen in {
+            recipe.stages[name].frozen if name == "stage_1" else None,
+            freezing.FROZEN[name],
+        } - {None}:
             recipe.stages[name].frozen = frozen
             stage, batch = first_batch(recipe, name)
             state = first_state(stage)
             before = jax.tree.map(np.array, (state.trainable, state.frozen))
             after, metrics = jit_step(stage)(state, batch)
-            assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["loss_gen"]) and not metrics["skipped"]
+            assert (
+                np.isfinite(metrics["loss"])
+                and np.isfinite(metrics["loss_gen"])
+                and not metrics["skipped"]
+            )
             for path, array in before[1].items():
                 np.testing.assert_array_equal(array, after.frozen[path])
-            assert not [path for path, a in before[0].items() if (a == np.asarray(after.trainable[path])).all()]
+            assert not [
+                path
+                for path, a in before[0].items()
+                if (a == np.asarray(after.trainable[path])).all()
+            ]
 
 
 def test_gradients_come_from_a_parameters_own_task(recipe):
-    """Everything outside the tokenizer has a gradient from its own task's loss, the tokenizer from neither."""
+    """Everything outside the tokenizer has a gradient from its own task's loss, the tokenizer
+    from neither.
+    """
     stage, batch = first_batch(recipe)
     params = fresh_params(stage.network)
     counts, unused = count_targets(batch), batch.tokens[0].size
     gradient = jax.jit(jax.grad(lambda p, b: loss_of(stage.objective, p, b, counts=counts)[0]))
     of_images = gradient(params, batch._replace(text_weights=np.zeros_like(batch.text_weights)))
     of_text = gradient(params, batch._replace(gen_start=np.full_like(batch.gen_start, unused)))
-    size = lambda grads, start: max(float(jnp.abs(g).max()) for p, g in grads.items() if p.startswith(start))
+    size = lambda grads, start: max(
+        float(jnp.abs(g).max()) for p, g in grads.items() if p.startswith(start)
+    )
     assert size(of_images, "generation/tokenizer") == size(of_text, "generation") == 0
     assert size(of_images, "understanding") == size(of_images, "llm/head") == 0
     for grads, own in ((of_images, ("generation",)), (of_text, ("understanding", "llm/head"))):
         for path, grad in grads.items():
-            if path.startswith((*own, "llm/layers")) and not path.startswith("generation/tokenizer"):
+            if path.startswith((*own, "llm/layers")) and not path.startswith(
+                "generation/tokenizer"
+            ):
                 assert jnp.abs(grad).max() > 0, path
 
 
 def slots_of(batch, mine):
-    """bool[S, U] and bool[S, G]: which slots hold images of the examples marked in `mine`, bool[S, R, L]."""
+    """bool[S, U] and bool[S, G]: which slots hold images of the examples marked in `mine`,
+    bool[S, R, L].
+    """
     flat = np.pad(mine.reshape(len(mine), -1), ((0, 0), (0, 1)))
     return [np.take_along_axis(flat, start, axis=1) for start in (batch.und_start, batch.gen_start)]
 
 
 def example_loss(stage, params, batch, mine, own_images, *, embeds=None):
-    """The loss of one example among the others, its text and its image, as a function of token embeddings.
+    """The loss of one example among the others, its text and its image, as a function of token
+    embeddings.
 
-    `mine` bool[S, R, L] marks its tokens, `own_images` bool[S, G] its image. The text loss is read with every image in
-    its place; the image loss counts all images of a batch, so there the others are taken out.
+    `mine` bool[S, R, L] marks its tokens, `own_images` bool[S, G] its image. The text loss is read
+    with every image in its place; the image loss counts all images of a batch, so there the others
+    are taken out.
     """
     counts, unused = count_targets(batch), batch.tokens[0].size
     objective = stage.objective
@@ -146,7 +172,9 @@ def leak_case(recipe):
 
 
 def embedding_leaks(stage, params, batch, marks):
-    """For each example the largest gradient of its loss with respect to other examples' embeddings, and its own."""
+    """For each example the largest gradient of its loss with respect to other examples'
+    embeddings, and its own.
+    """
     embeds = stage.network.merge(params).embed_text(batch.tokens)
     gradient = jax.jit(jax.grad(lambda e, *m: example_loss(stage, params, batch, *m, embeds=e)))
     for mine in marks:
@@ -160,7 +188,9 @@ def test_no_gradient_between_packed_examples(leak_case):
 
 
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
-    one_segment = lambda q, k, v, segment_ids, *ids, **kw: flash_xla(q, k, v, jnp.ones_like(segment_ids), *ids, **kw)
+    one_segment = lambda q, k, v, segment_ids, *ids, **kw: flash_xla(
+        q, k, v, jnp.ones_like(segment_ids), *ids, **kw
+    )
     monkeypatch.setattr(packed_attention, "flash_xla", one_segment)
     assert max(other for other, _ in embedding_leaks(*leak_case)) > 0
 
@@ -168,7 +198,9 @@ def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
 def on_device(monkeypatch, device_kind):
     """Chooses the attention kernel of an accelerator, which runs in its interpreter."""
     monkeypatch.setattr(sharding, "device_kind", lambda: device_kind)
-    interpreted = {key: functools.partial(k, interpret=True) for key, k in packed_attention.KERNELS.items()}
+    interpreted = {
+        key: functools.partial(k, interpret=True) for key, k in packed_attention.KERNELS.items()
+    }
     monkeypatch.setattr(packed_attention, "KERNELS", interpreted)
 
 
@@ -178,27 +210,29 @@ def test_bidirectional_images_on_every_kernel(data, monkeypatch, device_kind):
     batch = jax.tree.map(lambda x: x[:1], batch)
     params, counts = fresh_params(stage.network), count_targets(batch)
     # A new function each time: jit would reuse the trace of the other kernel.
-    gradient = lambda: jax.jit(jax.value_and_grad(lambda p: loss_of(stage.objective, p, batch, counts=counts)[0]))(params)
+    gradient = lambda: jax.jit(
+        jax.value_and_grad(lambda p: loss_of(stage.objective, p, batch, counts=counts)[0])
+    )(params)
     value, grads = gradient()
     on_device(monkeypatch, device_kind)
     other_value, other_grads = gradient()
     np.testing.assert_allclose(other_value, value, rtol=1e-5)
     for path, grad in grads.items():
-        np.testing.assert_allclose(other_grads[path], grad, atol=1e-4 * max(1e-3, float(jnp.abs(grad).max())), err_msg=path)
+        np.testing.assert_allclose(
+            other_grads[path], grad, atol=1e-4 * max(1e-3, float(jnp.abs(grad).max())), err_msg=path
+        )
 
 
-def test_bidirectional_images_see_their_right_and_causal_ones_do_not(data):
-    """The state of an image's first token depends on its last one under one mask only."""
-    for kind, expected in ((BIDIRECTIONAL, True), ("toy", False)):
-        stage, batch = first_batch(PAGES[kind].get_config(data))
-        params = fresh_params(stage.network)
-        model = stage.network.merge(params)
-        shape = (*batch.gen_start.shape, stage.gen_tokens, stage.model["llm"]["embed_dim"])
-        s, slot = np.argwhere(batch.gen_start < batch.tokens[0].size)[0]
-        first = batch.gen_start[s, slot]
-        state = lambda embedded: model(batch, embedded)[0][s, first].sum()
-        grad = jax.jit(jax.grad(state))(jnp.ones(shape))[s, slot]
-        assert (jnp.abs(grad[-1]).max() > 0) == expected and jnp.abs(grad[0]).max() > 0
+@pytest.mark.parametrize(("kind", "sees_right"), [(BIDIRECTIONAL, True), ("toy", False)])
+def test_an_image_token_depends_on_its_right_under_one_mask_only(data, kind, sees_right):
+    stage, batch = first_batch(PAGES[kind].get_config(data))
+    model = stage.network.merge(fresh_params(stage.network))
+    shape = (*batch.gen_start.shape, stage.gen_tokens, stage.model["llm"]["embed_dim"])
+    group, slot = np.argwhere(batch.gen_start < batch.tokens[0].size)[0]
+    first = batch.gen_start[group, slot]
+    state = lambda embedded: model(batch, embedded)[0][group, first].sum()
+    grad = jax.jit(jax.grad(state))(jnp.ones(shape))[group, slot]
+    assert (jnp.abs(grad[-1]).max() > 0) == sees_right and jnp.abs(grad[0]).max() > 0
 
 
 def test_replacing_the_neighbours_changes_nothing(leak_case):
@@ -222,7 +256,9 @@ def test_pixels_of_other_examples_get_no_gradient(leak_case):
     gradient, count = jax.jit(jax.grad(loss)), 0
     for mine in marks:
         und, gen = slots_of(batch, mine)
-        grads = np.abs(gradient(jnp.asarray(batch.und_images, jnp.float32), mine, gen)).max(axis=(2, 3, 4))
+        grads = np.abs(gradient(jnp.asarray(batch.und_images, jnp.float32), mine, gen)).max(
+            axis=(2, 3, 4)
+        )
         assert (grads[~und] == 0).all() and (grads[und] > 0).all()
         count += und.sum()
     assert count
@@ -232,7 +268,10 @@ def test_images_depend_on_prompt_and_seed_only(recipe, data):
     stage = stage_of(recipe, "stage_3")
     params = fresh_params(stage.network)
     sampler = sampler_of(stage, data, params)
-    prompts, guidance = ["a red star", "two large blue circles", "a red star"], sampler.guidance(scale=3.0)
+    prompts, guidance = (
+        ["a red star", "two large blue circles", "a red star"],
+        sampler.guidance(scale=3.0),
+    )
     together = sampler.draw(prompts, seeds=[1, 2, 3], guidance=guidance)
     draw_one = lambda prompt, seed: sampler.draw([prompt], seeds=[seed], guidance=guidance)
     alone = np.concatenate([draw_one(p, s) for p, s in zip(prompts, (1, 2, 3), strict=True)])
@@ -253,14 +292,20 @@ def run(config, workdir):
     """Trains in this process: the rows of its metrics."""
     assert not train(config, workdir)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "mfu")} for r in rows]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second", "mfu")}
+        for r in rows
+    ]
 
 
 def arrays(saved, names=None, **kwargs):
     """Parameters of a checkpoint."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     stored = checkpoint.param_structs(saved)
-    abstract = {p: jax.ShapeDtypeStruct(stored[p].shape, stored[p].dtype, sharding=place) for p in names or stored}
+    abstract = {
+        p: jax.ShapeDtypeStruct(stored[p].shape, stored[p].dtype, sharding=place)
+        for p in names or stored
+    }
     return checkpoint.load_params(saved, abstract, **kwargs)
 
 
@@ -271,7 +316,10 @@ def test_every_checkpoint_of_an_autoencoder_holds_its_scale(data, tmp_path):
     config.stages.tokenizer.steps = 3
     run(config, tmp_path)
     saved = [checkpoint.open_saved(tmp_path / "checkpoints" / str(step)) for step in (1, 2, 3)]
-    scales = [arrays(s, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item() for s in saved]
+    scales = [
+        arrays(s, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item()
+        for s in saved
+    ]
     assert len({1.0, *scales}) == 4
 
 
@@ -287,4 +335,8 @@ def test_a_run_resumes_as_if_it_had_not_stopped(recipe, tmp_path):
     one, other = (checkpoint.open_saved(tmp_path / name) for name in ("cut", "whole"))
     assert one.step == other.step == 8
     for weights in ("raw", "ema"):  # averages too, which no metric shows
-        jax.tree.map(np.testing.assert_array_equal, arrays(one, weights=weights), arrays(other, weights=weights))
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            arrays(one, weights=weights),
+            arrays(other, weights=weights),
+        )

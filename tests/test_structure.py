@@ -1,4 +1,6 @@
-"""The structure of the package: who imports whom, sizes, and that no generation path is a special case elsewhere."""
+"""The structure of the package: who imports whom, sizes, and that no generation path is a
+special case elsewhere.
+"""
 
 import ast
 import subprocess
@@ -20,7 +22,8 @@ LAYERS = [  # a module imports from layers below its own, and from its own folde
     {"objectives"},
     {"recipe"},
     {"train_step", "cli"},
-    {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},  # commands never import one another
+    # Commands never import one another
+    {"train", "sample", "evaluate", "convert", "prepare", "plan", "benchmark"},
 ]
 BETWEEN = {("models", "generation"), ("recipe", "cli")}  # allowed within a layer, or above it
 MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 420, 85, 8
@@ -33,7 +36,9 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             whole = node.module == "janus_jax"
-            yield from ([f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module])
+            yield from (
+                [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
+            )
 
 
 def part_of(path):
@@ -61,7 +66,12 @@ def test_imports_point_down():
 
 def test_data_and_the_package_itself_import_no_jax():
     for path in (PACKAGE / "__init__.py", PACKAGE / "batch.py", *(PACKAGE / "data").rglob("*.py")):
-        assert not {name.split(".")[0] for name in imports(path)} & {"jax", "flax", "optax", "orbax"}, path
+        assert not {name.split(".")[0] for name in imports(path)} & {
+            "jax",
+            "flax",
+            "optax",
+            "orbax",
+        }, path
 
 
 def test_importing_the_library_registers_no_flag_and_starts_no_device():
@@ -95,7 +105,9 @@ def test_files_functions_and_argument_lists_stay_small():
                 assert node.end_lineno - node.lineno < MAX_FUNCTION, f"{where}: {node.name}"
                 if path.parent.name not in EXEMPT_FROM_ARGUMENTS:
                     count = len(node.args.args) + len(node.args.kwonlyargs)
-                    assert count - _is_method(node) <= MAX_ARGUMENTS, f"{where}: {node.name} has {count} arguments"
+                    assert count - _is_method(node) <= MAX_ARGUMENTS, (
+                        f"{where}: {node.name} has {count} arguments"
+                    )
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{where}: {node.name} has no docstring"
@@ -119,7 +131,13 @@ def test_configs_import_only_config_modules():
 
 
 KINDS = {"vq", "flow"}
-PROPERTIES = {"read_shift", "prefix_tokens", "attend_to_dropped_prompt", "training_only", "tap_layer"}
+PROPERTIES = {
+    "read_shift",
+    "prefix_tokens",
+    "attend_to_dropped_prompt",
+    "training_only",
+    "tap_layer",
+}
 
 
 def test_no_generation_path_steers_a_branch_elsewhere():
@@ -133,8 +151,14 @@ def test_no_generation_path_steers_a_branch_elsewhere():
             for condition in conditions(node):
                 names = {n.attr for n in ast.walk(condition) if isinstance(n, ast.Attribute)}
                 names |= {n.id for n in ast.walk(condition) if isinstance(n, ast.Name)}
-                names |= {n.value for n in ast.walk(condition) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-                assert not names & (KINDS | PROPERTIES), f"{path.name}:{condition.lineno} asks for {names}"
+                names |= {
+                    n.value
+                    for n in ast.walk(condition)
+                    if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                }
+                assert not names & (KINDS | PROPERTIES), (
+                    f"{path.name}:{condition.lineno} asks for {names}"
+                )
 
 
 def conditions(node):

@@ -340,9 +340,13 @@ def held_out_prompts(*, per_category=100, seed=0):
     """
     rng = np.random.default_rng((seed, 1_000_003))
     named = {  # which of (size, color, shape) the prompt names
-        "single_object": (1, 0, 1), "two_objects": (0, 0, 1), "counting": (0, 1, 1),
-        "colors": (0, 1, 1), "position": (0, 0, 1), "color_attribution": (0, 1, 1),
-    }  # fmt: skip
+        "single_object": (1, 0, 1),
+        "two_objects": (0, 0, 1),
+        "counting": (0, 1, 1),
+        "colors": (0, 1, 1),
+        "position": (0, 0, 1),
+        "color_attribution": (0, 1, 1),
+    }
     prompts = {}
     for category in CATEGORIES:
         by_text = {}

@@ -13,7 +13,8 @@ def get_config(data):
 
 
 def draw_after(network, params, *, ids, noise, guidance, reuse):
-    """Generates one image per row of `noise` after its prompt, whose keys are cached or computed again at every step.
+    """Generates one image per row of `noise` after its prompt, whose keys are cached or computed
+    again at every step.
 
     Args:
       network: ModelSpec.
@@ -21,7 +22,8 @@ def draw_after(network, params, *, ids, noise, guidance, reuse):
       ids: int[guidance branches x images, P].
       noise: float[images, h, w, C].
       guidance: FlowGuidance.
-      reuse: whether the prompt's cache is used; without it a step runs over prompt and image together.
+      reuse: whether the prompt's cache is used; without it a step runs over prompt and image
+        together.
 
     Returns:
       float[images, h, w, C].

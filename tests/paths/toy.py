@@ -1,4 +1,6 @@
-"""A third generation path on a page: the next patch, projected to a few numbers, is regressed from the one before."""
+"""A third generation path on a page: the next patch, projected to a few numbers, is regressed
+from the one before.
+"""
 
 from typing import NamedTuple
 
@@ -25,13 +27,17 @@ class ToyTokenizer(ImageTokenizer):
 
     def encode(self, images):
         p = self.downsample
-        patches = rearrange(to_float(images, jnp.float32), "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p)
+        patches = rearrange(
+            to_float(images, jnp.float32), "m (h p) (w q) c -> m (h w) (p q c)", p=p, q=p
+        )
         return jax.lax.stop_gradient(self.project(patches))
 
     def decode(self, values):
         p, net = self.downsample, self.project
         patches = (values - net.bias[None, None]) @ jnp.linalg.pinv(net.kernel[...])
-        return rearrange(patches, "m (h w) (p q c) -> m (h p) (w q) c", h=int(values.shape[1] ** 0.5), p=p, q=p)
+        return rearrange(
+            patches, "m (h w) (p q c) -> m (h p) (w q) c", h=int(values.shape[1] ** 0.5), p=p, q=p
+        )
 
     def cache(self, images):
         return {"latents": self.encode(images)}
@@ -78,7 +84,9 @@ class ToyPath(GenerationPath):
 
         def body(carry, _):
             value = guide(self.nets.head(carry[0]), guidance)
-            hidden, cache = step(jnp.repeat(self.nets.embed(value), branches, axis=0)[:, None], carry[1])
+            hidden, cache = step(
+                jnp.repeat(self.nets.embed(value), branches, axis=0)[:, None], carry[1]
+            )
             return (hidden[:, 0], cache), value
 
         _, values = jax.lax.scan(body, (hidden, cache), length=self.num_tokens)

@@ -1,4 +1,6 @@
-"""A toy path whose image tokens attend to each other in both directions: masked patches are filled in all at once."""
+"""A toy path whose image tokens attend to each other in both directions: masked patches are
+filled in all at once.
+"""
 
 from typing import NamedTuple
 
@@ -20,7 +22,9 @@ class Masked(NamedTuple):
 
 
 class ToyBidirectionalPath(toy.ToyPath):
-    """Every position predicts its own patch from all the others (masked generative image modelling)."""
+    """Every position predicts its own patch from all the others (masked generative image
+    modelling).
+    """
 
     mask = "picture_bidirectional"
     read_shift = 0
@@ -39,7 +43,9 @@ class ToyBidirectionalPath(toy.ToyPath):
         return jnp.mean(error, axis=-1), {"gen_masked": jnp.mean(masked.hidden, axis=-1)}
 
     def sample(self, step, hidden, cache, *, keys, guidance):
-        """Predicts all patches from none, then again from their own predictions; every step starts from the prompt."""
+        """Predicts all patches from none, then again from their own predictions; every step
+        starts from the prompt.
+        """
         branches = len(hidden) // len(keys)
         values = jnp.zeros((len(keys), self.num_tokens, self.nets.head.bias.shape[0]))
         for number in range(STEPS):

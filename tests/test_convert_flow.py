@@ -88,13 +88,12 @@ def test_it_answers_alone_and_generates_with_its_autoencoder(folders, tmp_path):
     np.testing.assert_array_equal(np.transpose(kernel, (3, 2, 0, 1)), released)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_round_trip_is_lossless(folders, tmp_path, dtype):
+def test_a_round_trip_is_lossless(folders, tmp_path):
     flow, vae = folders
     src = tmp_path / "src"
     shutil.copytree(flow, src)
     weights = load_file(flow / "model.safetensors")
-    weights = {name: array.astype(jnp.dtype(dtype)) for name, array in weights.items()}
+    weights = {name: array.astype(jnp.bfloat16) for name, array in weights.items()}
     save_file(weights, src / "model.safetensors")
     convert("import", layout="deepseek", src=src, vae=vae, out=tmp_path / "run")
     convert("export", layout="deepseek", checkpoint=tmp_path / "run", out=tmp_path / "out")

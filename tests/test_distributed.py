@@ -87,18 +87,6 @@ def assert_same_losses(workdir, reference):
     np.testing.assert_allclose(losses(ours), losses(theirs), rtol=1e-4)
 
 
-def test_four_processes_give_the_losses_of_one(recipe, single, tmp_path):
-    result = finish(launch(recipe, tmp_path, processes=4), timeout=TIMEOUT)
-    assert result.code == 0, result.err
-    assert_same_losses(tmp_path, single)
-    many, one = read_metrics(tmp_path), read_metrics(single)
-    for name in ("token_fill", "slot_fill", "ratio"):
-        values = lambda rows, name=name: [row[name] for row in rows]
-        np.testing.assert_allclose(values(many), values(one), rtol=1e-6)
-    positions = [checkpoint.newest(folder).about["data"] for folder in (single, tmp_path)]
-    assert positions[0] == positions[1] and len(positions[0]) == 4  # every process's shards
-
-
 def test_a_killed_process_ends_the_others_and_the_run_restarts(recipe, single, tmp_path):
     prompts = "--config.samples.prompts=('a red star',)"
     launcher = launch(recipe, tmp_path, prompts, processes=2, retries=1)
@@ -118,17 +106,23 @@ def test_a_killed_process_ends_the_others_and_the_run_restarts(recipe, single, t
     assert_same_losses(tmp_path, single)
 
 
-def test_sigterm_to_one_process_saves_all_at_the_same_step(recipe, single, tmp_path):
-    launcher = launch(recipe, tmp_path, "--config.save_every=100", processes=2)
-    wait_for_steps(launcher, tmp_path, 2)
+def test_four_processes_give_the_losses_of_one_and_stop_at_the_same_step(recipe, single, tmp_path):
+    launcher = launch(recipe, tmp_path, "--config.save_every=100", processes=4)
+    wait_for_steps(launcher, tmp_path, 4)
     os.kill(training_processes(launcher)[1], signal.SIGTERM)
     result = finish(launcher, timeout=TIMEOUT)
     assert result.code == distributed.PREEMPTED == 75, result.err
     saved = checkpoint.newest(tmp_path)
-    assert 2 <= saved.step < 8 and len(saved.about["data"]) == 4
+    assert 4 <= saved.step < 8 and len(saved.about["data"]) == 4  # every process's shards
     result = finish(start_one(recipe, tmp_path), timeout=TIMEOUT)  # resumes in one process
     assert result.code == 0, result.err
     assert_same_losses(tmp_path, single)
+    many, one = read_metrics(tmp_path), read_metrics(single)
+    for name in ("token_fill", "slot_fill", "ratio"):
+        values = lambda rows, name=name: [row[name] for row in rows]
+        np.testing.assert_allclose(values(many), values(one), rtol=1e-6)
+    positions = [checkpoint.newest(folder).about["data"] for folder in (single, tmp_path)]
+    assert positions[0] == positions[1] and len(positions[0]) == 4
 
 
 def test_inconsistent_flags_are_one_message(tmp_path, monkeypatch):

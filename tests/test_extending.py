@@ -8,7 +8,6 @@ import sys
 from tests.conftest import ROOT, environment
 
 PATH_TESTS = (  # some of them, for time
-    "test_gradients_come_from_a_parameters_own_task",
     "test_no_gradient_between_packed_examples",
     "test_images_depend_on_prompt_and_seed_only",
 )

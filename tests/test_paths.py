@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import checkpoint, sharding
+from janus_jax import checkpoint, sharding, train_step
 from janus_jax.batch import count_targets
 from janus_jax.generation import GENERATION_PATHS
 from janus_jax.generation.base import GenerationPath
 from janus_jax.layers import packed_attention
 from janus_jax.layers.flash_xla import flash_xla
 from janus_jax.recipe import freezing
+from janus_jax.train.at_checkpoint import AtCheckpoint
 from janus_jax.train.loop import train
 from tests import paths
 from tests.conftest import (
@@ -37,6 +38,10 @@ PAGES = {
     for m in pkgutil.iter_modules(paths.__path__)
 }
 BIDIRECTIONAL = "toy_bidirectional"
+
+
+# Its bidirectional version is the third path of the slow tests.
+WITHOUT_TOY = pytest.mark.parametrize("kind", [k for k in PAGES if k != "toy"], indirect=True)
 
 
 @pytest.fixture(params=PAGES)
@@ -62,6 +67,7 @@ def test_a_path_must_state_its_flops():
         partial(None, dtype=None)
 
 
+@WITHOUT_TOY
 def test_every_stage_takes_a_finite_step_that_moves_what_trains_and_nothing_else(recipe):
     for name in recipe.stages:
         if name == freezing.TOKENIZER:
@@ -182,11 +188,13 @@ def embedding_leaks(stage, params, batch, marks):
         yield grads[~mine].max(), grads[mine].max()
 
 
+@WITHOUT_TOY
 def test_no_gradient_between_packed_examples(leak_case):
     for other, own in embedding_leaks(*leak_case):
         assert other == 0 and own > 0
 
 
+@WITHOUT_TOY
 def test_a_broken_mask_would_be_noticed(leak_case, monkeypatch):
     one_segment = lambda q, k, v, segment_ids, *ids, **kw: flash_xla(
         q, k, v, jnp.ones_like(segment_ids), *ids, **kw
@@ -235,6 +243,7 @@ def test_an_image_token_depends_on_its_right_under_one_mask_only(data, kind, see
     assert (jnp.abs(grad[-1]).max() > 0) == sees_right and jnp.abs(grad[0]).max() > 0
 
 
+@WITHOUT_TOY
 def test_replacing_the_neighbours_changes_nothing(leak_case):
     stage, params, batch, marks = leak_case
     run, rng = jax.jit(lambda b, *m: example_loss(stage, params, b, *m)), np.random.default_rng(0)
@@ -250,6 +259,7 @@ def test_replacing_the_neighbours_changes_nothing(leak_case):
         assert run(batch, mine, own_images) == run(other, mine, own_images) != 0
 
 
+@WITHOUT_TOY
 def test_pixels_of_other_examples_get_no_gradient(leak_case):
     stage, params, batch, marks = leak_case
     loss = lambda pixels, *m: example_loss(stage, params, batch._replace(und_images=pixels), *m)
@@ -309,21 +319,28 @@ def arrays(saved, names=None, **kwargs):
     return checkpoint.load_params(saved, abstract, **kwargs)
 
 
-def test_every_checkpoint_of_an_autoencoder_holds_its_scale(data, tmp_path):
-    config = PAGES["flow"].get_config(data)
-    config.init_fresh, config.save_every, config.keep_checkpoints = (".*",), 1, 3
-    config.stages = {"tokenizer": config.stages.tokenizer}
-    config.stages.tokenizer.steps = 3
-    run(config, tmp_path)
-    saved = [checkpoint.open_saved(tmp_path / "checkpoints" / str(step)) for step in (1, 2, 3)]
-    scales = [
-        arrays(s, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item()
-        for s in saved
-    ]
-    assert len({1.0, *scales}) == 4
+def test_every_checkpoint_of_an_autoencoder_holds_the_scale_of_its_latents(data, tmp_path):
+    stage, batch = first_batch(PAGES["flow"].get_config(data), "tokenizer")
+    with jax.set_mesh(stage.mesh):
+        state = train_step.first_state(stage, jax.device_put(fresh_params(stage.network)))
+        about = {"stage": stage.name, "stage_start": 0}
+        at_checkpoint = AtCheckpoint(stage, about, None, tmp_path, None)
+        scale, scales = "generation/tokenizer/scale", []
+        for step in (1, 2):
+            state = state._replace(
+                step=jnp.int32(step), trainable=jax.tree.map(lambda a: 1.1 * a, state.trainable)
+            )
+            state = at_checkpoint(state, batch, position={}, stopping=True)
+        at_checkpoint.close()
+    for step in (1, 2):
+        saved = checkpoint.open_saved(tmp_path / "checkpoints" / str(step))
+        scales.append(
+            arrays(saved, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item()
+        )
+    assert len({1.0, *scales}) == 3
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PAGES if kind != "toy"], indirect=True)
+@WITHOUT_TOY
 def test_a_run_resumes_as_if_it_had_not_stopped(recipe, tmp_path):
     recipe.init_fresh, recipe.save_every, recipe.keep_checkpoints = (".*",), 3, 10
     recipe.stages = {"stage_2": recipe.stages.stage_2}

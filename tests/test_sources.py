@@ -161,7 +161,7 @@ def read_metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_first_batch_has_what_the_files_have_and_a_run_trains(source, config, tmp_path):
+def test_the_first_batch_has_what_the_files_have(source, config):
     train_on(config, source, steps=20)
     config.data.prompt_drop = 0.0
     pipeline, tokenizer = build_pipeline(stage_of(config), host=(0, 1))
@@ -182,6 +182,10 @@ def test_the_first_batch_has_what_the_files_have_and_a_run_trains(source, config
                 checked[kind] += 1
     assert min(checked.values()) >= 10
 
+
+@pytest.mark.parametrize("source", ["parquet"], indirect=True)
+def test_a_run_reads_a_source_for_several_epochs(source, config, tmp_path):
+    train_on(config, source, steps=20)
     loop.train(config, tmp_path / "run")
     rows = read_metrics(tmp_path / "run")
     assert len(rows) == 20 and np.isfinite([row["loss"] for row in rows]).all()

@@ -91,10 +91,8 @@ def test_the_loss_of_a_tokenizer_is_the_same_however_the_batch_is_split(config, 
         assert 0 < usage.unused.sum() < len(usage.unused)
     whole = two_losses(config, batch, name="tokenizer", devices=1, microbatches=1)
     assert whole[0] != whole[1]
-    for devices, microbatches in ((1, 4), (2, 2)):
-        counts = dict(devices=devices, microbatches=microbatches)
-        split = two_losses(config, batch, name="tokenizer", **counts)
-        np.testing.assert_allclose(split, whole, rtol=1e-6, err_msg=str(counts))
+    split = two_losses(config, batch, name="tokenizer", devices=2, microbatches=2)
+    np.testing.assert_allclose(split, whole, rtol=1e-6)
 
 
 class MinMaxModel(nnx.Module):

@@ -1,7 +1,7 @@
 """Many processes that train as one: how they connect, move data, agree to stop, and end together.
 
-On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process is told
-where process 0 listens:
+On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process gets
+the address where process 0 listens:
 
     python -m janus_jax.train ... --distributed=10.0.0.1:8476 --num_processes=2 --process_id=0     #
     and 1 on the other

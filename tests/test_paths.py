@@ -325,18 +325,15 @@ def test_every_checkpoint_of_an_autoencoder_holds_the_scale_of_its_latents(data,
         state = train_step.first_state(stage, jax.device_put(fresh_params(stage.network)))
         about = {"stage": stage.name, "stage_start": 0}
         at_checkpoint = AtCheckpoint(stage, about, None, tmp_path, None)
-        scale, scales = "generation/tokenizer/scale", []
         for step in (1, 2):
-            state = state._replace(
-                step=jnp.int32(step), trainable=jax.tree.map(lambda a: 1.1 * a, state.trainable)
-            )
+            moved = jax.tree.map(lambda a: 1.1 * a, state.trainable)
+            state = state._replace(step=jnp.int32(step), trainable=moved)
             state = at_checkpoint(state, batch, position={}, stopping=True)
         at_checkpoint.close()
+    scale, scales = "generation/tokenizer/scale", []
     for step in (1, 2):
         saved = checkpoint.open_saved(tmp_path / "checkpoints" / str(step))
-        scales.append(
-            arrays(saved, ["generation/tokenizer/scale"])["generation/tokenizer/scale"].item()
-        )
+        scales.append(arrays(saved, [scale])[scale].item())
     assert len({1.0, *scales}) == 3
 
 

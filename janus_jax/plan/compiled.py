@@ -29,7 +29,7 @@ def compile_step(stage, target, *, effort, note):
       stage: Stage on the abstract mesh of the topology.
       target: Topology.
       effort: how hard the compiler optimises for speed, from -1 to 1.
-      note: what to show beside the progress, such as the changed settings.
+      note: shown with the progress, such as the changed settings.
 
     Returns:
       dict: the compiler's figures, keys of `plan --json`.

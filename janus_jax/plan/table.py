@@ -15,7 +15,7 @@ RECIPES = ("pro_7b", "pro_1b", "janus_1p3b", "flow_1p3b", "flow_1p3b_256")
 CELLS = (  # config, stage, topology, batch in rows where it is not the config's own
     *(("pro_7b", "2", pod, None) for pod in (*PODS, "v5e:8x8", "h200:8")),
     ("pro_7b_h200", "3", "h200:1", None),
-    ("pro_7b", "2", "v5e:8x8", 128),  # beside v5e:16x16 at 512: the same rows on every chip
+    ("pro_7b", "2", "v5e:8x8", 128),  # as many rows per chip as v5e:16x16 at 512
     ("pro_7b", "2", "v5p:4x4x4", 128),
     ("pro_7b", "2", "v5p:8x8x4", 512),
     *(("pro_7b", "2", pod, None) for pod in ("2xv5p:4x4x4", "tpu7x:4x4x4", "h100:8")),

@@ -278,8 +278,3 @@ def _load(directory, step, items):
     context.pytree.loading.partial_load = True
     with context:
         return ocp.load_checkpointables(directory / str(step), items)
-
-
-def abstract_like(leaf, sharding):
-    """ShapeDtypeStruct of a leaf with another sharding."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

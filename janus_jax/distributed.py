@@ -1,10 +1,9 @@
 """Many processes that train as one: how they connect, move data, agree to stop, and end together.
 
-On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process gets
-the address where process 0 listens:
+On TPU VMs, GKE and SLURM, `--distributed=auto` finds all processes. Elsewhere each process gets the
+address where process 0 listens; the second of two processes runs
 
-    python -m janus_jax.train ... --distributed=10.0.0.1:8476 --num_processes=2 --process_id=0     #
-    and 1 on the other
+    python -m janus_jax.train ... --distributed=10.0.0.1:8476 --num_processes=2 --process_id=1
 
 The scripts in launch/ do this. When one process fails it exits at once, and the others, which would
 otherwise wait for it forever, exit within half a minute. The same command then resumes from the

@@ -112,8 +112,8 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
         skipped = jnp.where(finite, 0, state.skipped + 1)
         if len(losses) > 1:
             metrics = metrics | {f"loss/{group}": value for group, value in losses.items()}
+        metrics = {"loss": loss} | metrics  # an objective may log its own
         metrics = metrics | {
-            "loss": loss,
             "grad_norm": norm,
             "lr": learning_rate(state.step),
             "skipped": skipped,

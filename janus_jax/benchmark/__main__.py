@@ -1,25 +1,28 @@
 """Measures speed with made-up data that needs no files, or with the data of a config.
 
-    python -m janus_jax.benchmark data                                             # 384 px JPEGs,
-    rows of 4096 python -m janus_jax.benchmark data --codes                                     #
-    images to generate as cached codes python -m janus_jax.benchmark data --config=configs/mine.py:2
-    --json           # a stage's own data python -m janus_jax.benchmark data --dims=docs/small.json
-    --rows=8             # the lengths of a shape file python -m janus_jax.benchmark fill
-                                     # every ratio of the papers, R = 8 to 1 python -m
-                                     janus_jax.benchmark train --config=configs/pro_1b.py:2
-                                     --config.stages.stage_2.batch=16     # on a GPU
-    python -m janus_jax.benchmark train --dims=docs/small.json --peer=transformers # and PyTorch,
-    taking turns python -m janus_jax.benchmark draw --dims=docs/small.json --batch=16
+    # 384 px JPEGs, rows of 4096; then images to generate as cached codes
+    python -m janus_jax.benchmark data
+    python -m janus_jax.benchmark data --codes
+    # a stage's own data, and the lengths of a shape file
+    python -m janus_jax.benchmark data --config=configs/mine.py:2 --json
+    python -m janus_jax.benchmark data --dims=docs/small.json --rows=8
+    # every ratio of the papers, R = 8 to 1
+    python -m janus_jax.benchmark fill
+    # on a GPU
+    python -m janus_jax.benchmark train --config=configs/pro_7b_h200.py:3
+    # taking turns with PyTorch
+    python -m janus_jax.benchmark train --dims=docs/small.json --peer=transformers
+    python -m janus_jax.benchmark draw --dims=docs/small.json --batch=16
     python -m janus_jax.benchmark ask --dims=docs/small.json --peer=transformers
 
 train      the train step on packed rows: a stage of --config (its batch, rows and mesh), or the
-model of --dims draw       generating --batch images at once, from prompt to pixels
+           model of --dims
+draw       generating --batch images at once, from prompt to pixels
 ask        answering --batch questions at once, each about an image
 data       from records to packed batches on this host: records, tokens and images per second, how
-full rows and image
-           slots are, the bound that no packer exceeds, the useful share of the executed FLOPs;
-           decoding alone, and the whole pipeline, compared with a bare loop of PIL over the same
-           images and threads; and how many cores one accelerator needs
+           full rows and image slots are, the bound that no packer exceeds, the useful share of the
+           executed FLOPs; decoding alone, and the whole pipeline, compared with a bare loop of PIL
+           over the same images and threads; and how many cores one accelerator needs
 fill       how full packed rows and image slots get, and which slots to give, without any data
 
 Every time is the median of --repeats after a warm-up. MFU is the useful FLOPs (no padding, no

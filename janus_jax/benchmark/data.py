@@ -124,7 +124,8 @@ def _decoding_rates(sources, stage, *, cached, cores, repeats):
 
     Returns:
       {'ours': [to understand, to generate], 'bare': the same of PIL alone}, without the second
-      where codes are cached; None without images.
+      where codes are cached;
+      None without images.
     """
     encoded = _encoded_images(sources)
     if not encoded:

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-MASKS = ("causal", "picture_bidirectional")
-
 
 class Images(NamedTuple):
     """Images to generate as a batch holds them; what it does not hold is None.

@@ -189,8 +189,8 @@ class Sampler:
         return row, starts
 
     def reconstruct(self, images):
-        """Images through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h, w,
-        3].
+        """Images through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h,
+        w, 3].
         """
         self._check_generation_nets()
         return distributed.to_host(

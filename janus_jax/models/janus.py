@@ -1,10 +1,11 @@
-"""Janus: one LLM that reads text, understands images and generates them. This page is the papers'
-figure.
+"""Janus: one LLM that reads text, understands images and generates them: the papers' figure.
 
-    text ------------------ llm/embed -----------------------------------+           +-- llm/head
-    -------- next token image -- understanding/encoder ---- understanding/adaptor -----------+-- llm
-    ----+ image -- generation/tokenizer -- generation/embed -- .../adaptor ----+           +--
-    generation/head - codes, velocities
+    text ---------------- llm/embed ----------------+          +-- llm/head --------- next token
+                                                    |          |
+    image - understanding/encoder -- .../adaptor ---+--- llm --+
+                                                    |          |
+    image - generation/tokenizer - .../embed,adaptor+          +-- generation/head -- next code
+                                                                   (JanusFlow: a velocity)
 
 Understanding and generation use separate visual encoders (Janus, section 3.1). Everything that
 depends on how images are generated is behind the generation path; the losses are in `objectives`.

@@ -66,6 +66,7 @@ class Objective(abc.ABC):
 
         Returns:
           {group: scalar}, {metric: scalar}; summed over microbatches they are those of the batch.
+          The metric `loss` is by default the sum over groups.
         """
 
     # (params, batch) -> {path: array}: what the network measures of itself at a checkpoint

@@ -1,12 +1,13 @@
-"""Says what a run needs on accelerators that are not attached: memory, FLOPs, days; and compiles
-its train step for them.
+"""Says what a run needs on accelerators that are not attached, and compiles its step for them.
 
-    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4              # by
-    formula, in a second python -m janus_jax.plan --config=configs/pro_7b.py:2
-    --topology=v5e:16x16,h100:64 --compile --json python -m janus_jax.plan --papers
-                                         # what the papers' runs reached python -m janus_jax.plan
-                                         --table=docs/scale.md
-                                            # every recipe on every pod
+    # by formula, in seconds
+    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5p:4x4x4
+    # by the compiler of the device
+    python -m janus_jax.plan --config=configs/pro_7b.py:2 --topology=v5e:16x16,h100:64 --compile
+    # what the papers' runs reached
+    python -m janus_jax.plan --papers
+    # every recipe on every pod
+    python -m janus_jax.plan --table=docs/scale.md
 
 Topologies are TPU slices by their shape in chips (v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16,
 tpu7x:4x4x4), several slices (2xv5p:4x4x4), and GPUs by number (h100:8, h100:64, h200:8). Any field

@@ -31,6 +31,11 @@ def check_stage(config, name):
             f"config.stages.{name}.objective is {settings['objective']!r}; known: "
             f"{sorted(OBJECTIVES)}."
         )
+    if OBJECTIVES[settings["objective"]].trains_tokenizer != (name == TOKENIZER):
+        raise UserError(
+            f"config.stages.{name}.objective is {settings['objective']!r}; the stage that trains "
+            f"the tokenizer, and only that one, is named {TOKENIZER!r}."
+        )
     _check_minima(config, name)
     _check_heads(config["model"])
     if config["ema"] >= 1:

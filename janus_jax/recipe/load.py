@@ -6,8 +6,10 @@ from janus_jax import checkpoint, hardware, sharding
 from janus_jax.data.tokenizer import TextTokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.sampler import Sampler, Template
+from janus_jax.objectives import OBJECTIVES
 from janus_jax.objectives.joint import Joint
 from janus_jax.recipe import freezing
+from janus_jax.recipe.checks import complete
 from janus_jax.recipe.stage import compute_dtype, held_dtypes
 
 
@@ -40,7 +42,10 @@ def load_sampler(path, *, mesh=None, weights="ema", dtype=None) -> Sampler:
             "a tokenizer.json."
         )
     dtype = compute_dtype(dtype or config["dtype"])
-    network = Joint.build_network(config["model"], dtype=dtype)
+    objective = Joint
+    if stage != freezing.IMPORTED:
+        objective = OBJECTIVES[complete(config)["stages"][stage]["objective"]]
+    network = objective.build_network(config["model"], dtype=dtype)
     stored = checkpoint.param_structs(saved)
     # Answering needs no generation nets
     needed = lambda path: path in stored or not path.startswith("generation/")
@@ -73,9 +78,8 @@ def inference_mesh(network, dtypes):
     """The mesh of all devices for sampling, on which no weight is transferred between two tokens.
 
     Each device holds all weights, or its share of heads, MLP and vocabulary where they would fill
-    more than a third of
-    it: the decoding loop copies the LLM's layers once (`decode.make_decode_step`), and the caches
-      need memory.
+    more than a third of it: the decoding loop copies the LLM's layers once
+    (`decode.make_decode_step`), and the caches need memory.
     """
     needed = sum(leaf.size * dtypes[path].itemsize for path, leaf in network.abstract.items())
     available = hardware.find_chip(jax.devices()[0].device_kind).memory / 3 or needed

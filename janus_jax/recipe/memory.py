@@ -16,8 +16,8 @@ from janus_jax.tokenizers.chunks import PIXELS_PER_CHUNK
 
 # Positions of a group whose vocabulary logits exist at once (`layers.cross_entropy`)
 LOGIT_POSITIONS = 512
-# Fp32, 128 channels at full resolution, about 4 such maps at once
-FEATURE_BYTES_PER_PIXEL = 4 * 128 * 4
+# Maps of the tokenizer at full resolution that exist at once, in fp32
+FEATURE_MAPS = 4
 # What a block saves per token for the backward pass, in units of (embed_dim, mlp_dim), by remat
 # policy
 SAVED_WIDTHS = {
@@ -57,9 +57,8 @@ def _activations(stage):
     """
     settings, llm = stage.settings, stage.model["llm"]
     groups = stage.groups // sharding.batch_divisor(stage.mesh) // settings["microbatches"]
-    feature_maps = (
-        _tokenizer_pixels(stage, images=groups * settings["gen_slots"]) * FEATURE_BYTES_PER_PIXEL
-    )
+    pixels = _tokenizer_pixels(stage, images=groups * settings["gen_slots"])
+    feature_maps = 4 * FEATURE_MAPS * pixels * stage.network.module.generation.tokenizer.width
     if stage.trains_tokenizer:
         return feature_maps
     tensor = stage.mesh.shape["tensor"]
@@ -86,6 +85,7 @@ def _tokenizer_pixels(stage, *, images):
     generation = stage.model["generation"]
     if stage.trains_tokenizer:
         side = generation["tokenizer_training"]["crop"] or generation["image_size"]
-        return images * side**2
+        # The statistics of a step are taken over all microbatches at once.
+        return images * stage.settings["microbatches"] * side**2
     pixels = generation["image_size"] ** 2
     return min(images * pixels, max(PIXELS_PER_CHUNK, pixels))

@@ -1,6 +1,4 @@
-"""A stage of a recipe, resolved and typed. This folder is the only reader of the resolved
-config.
-"""
+"""A stage of a recipe as one typed record, made once from the resolved config."""
 
 import dataclasses
 import functools
@@ -128,6 +126,11 @@ class Stage:
         groups = {}
         for group, patterns in reversed(self.objective.groups.items()):
             groups |= dict.fromkeys(matching(patterns, self.trainable), group)
+        if missing := sorted(self.trainable.keys() - groups.keys()):
+            raise UserError(
+                f"{missing[0]} trains in stage {self.name} and is in no group of its objective: "
+                f"{list(self.objective.groups)}."
+            )
         return groups
 
     @functools.cached_property

@@ -17,9 +17,11 @@ class ImageTokenizer(nnx.Module):
 
     Attributes:
       downsample: pixels per side of one cell of the feature map.
+      width: channels at full resolution, from which memory is estimated.
     """
 
     downsample: int
+    width: int = 1
 
     @abc.abstractmethod
     def cache(self, images):

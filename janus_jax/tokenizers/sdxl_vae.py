@@ -34,6 +34,7 @@ class VAE(ImageTokenizer):
         """
         self.channels = latent_channels
         self.downsample = 2 ** (len(widths) - 1)
+        self.width = widths[0]
         net = dict(
             widths=widths, num_res_blocks=num_res_blocks, num_groups=num_groups, attend=False
         )

@@ -41,7 +41,7 @@ class VQTokenizer(ImageTokenizer):
     """Images to code ids and back. A fresh codebook is normal; only its directions matter.
 
     Products have the highest precision: TPUs and GPUs round the factors of fp32 products by
-      default, which changes ids.
+    default, which changes ids.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class VQTokenizer(ImageTokenizer):
             attend=True,
         )
         self.downsample = 2 ** (len(widths) - 1)
+        self.width = base_channels
         self.encoder = Encoder(rngs, stem=base_channels, **net)
         self.decoder = Decoder(rngs, **net)
         self.quant_conv = Conv(rngs, z_channels, codebook_dim, window=1)

@@ -1,8 +1,8 @@
-"""Trains a recipe, stage after stage, in one workdir, and resumes where it stopped.
+r"""Trains a recipe, stage after stage, in one workdir, and resumes where it stopped.
 
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
-    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b
-    --config.init_from=runs/other
+    python -m janus_jax.train --config=configs/pro_7b.py:2 --workdir=runs/pro_7b \
+        --config.init_from=runs/other
 
 Without :STAGE all stages of the config run in order. Any field can be changed: --config.seed=1,
 --config.stages.stage_2.steps=500, --config.data.sources.captions.path='/data/*.array_record'.

@@ -24,7 +24,7 @@ class HeldOut:
             keys = jax.random.split(jax.random.key(0), groups * slots).reshape(groups, slots)
             counts = objective.batch_statistics(params, batch, keys)
             losses, metrics = objective.loss(params, batch, counts, keys)
-            return metrics | {"loss": sum(losses.values())}
+            return {"loss": sum(losses.values())} | metrics
 
         self._measure = jax.jit(measure, out_shardings=sharding.replicated(stage.mesh))
 

@@ -51,14 +51,9 @@ def train_stage(stage, workdir, *, preempted):
         logging.info("Stage %s: %s", stage.name, _describe(stage, state, start))
         at_checkpoint = AtCheckpoint(stage, about, tokenizer, workdir, log)
         try:
-            return _steps(
-                stage,
-                state,
-                pipeline,
-                at_checkpoint,
-                Reporter(stage, state, first_step, log),
-                preempted,
-            )
+            profile = Profile(stage.config["profile_steps"], workdir / "profile")
+            reporter = Reporter(stage, state, first_step, log, profile)
+            return _steps(stage, state, pipeline, at_checkpoint, reporter, preempted)
         finally:
             at_checkpoint.close()
             log.close()
@@ -72,15 +67,13 @@ def _steps(stage, state, pipeline, at_checkpoint, reporter, preempted):
     for the host.
     """
     step = train_step.jit(stage, state)
-    profile = Profile(stage.config["profile_steps"], at_checkpoint.workdir / "profile")
     data = Prefetch(pipeline)
     try:
         for number in range(int(state.step) + 1, stage.last_step + 1):
             packed = next(data)
             batch = distributed.put_batch(stage.mesh, packed.batch)
-            profile.before(number)
+            reporter.before(number)
             state, metrics = step(state, batch)
-            profile.after(number, metrics)
             reporter.add(number, packed, metrics)
             stopping = preempted(reporter.global_step)
             if number % stage.config["save_every"] == 0 or number == stage.last_step or stopping:
@@ -91,7 +84,6 @@ def _steps(stage, state, pipeline, at_checkpoint, reporter, preempted):
                 return True
         return False
     finally:
-        profile.close()
         data.close()
         reporter.close()
 

@@ -23,7 +23,7 @@ class Reporter:
     that diverges.
     """
 
-    def __init__(self, stage, state, first_step, log):
+    def __init__(self, stage, state, first_step, log, profile):
         """Sets it up.
 
         Args:
@@ -31,9 +31,11 @@ class Reporter:
           state: TrainState that the loop starts from.
           first_step: steps of the recipe before this stage.
           log: Log.
+          profile: Profile.
         """
         done = int(state.step)
         self._stage, self._first_step, self._log = stage, first_step, log
+        self._profile = profile
         self._peak_flops = hardware.peak_flops()
         self._progress = Progress(f"stage {stage.name}", done=done, total=stage.last_step)
         self._number, self._pending = done, None
@@ -44,6 +46,10 @@ class Reporter:
     def global_step(self):
         """Steps of the recipe that have been dispatched."""
         return self._first_step + self._number
+
+    def before(self, number):
+        """Starts the trace where this step is the first of it."""
+        self._profile.before(number)
 
     def add(self, number, packed, metrics):
         """Takes the metrics of a step of the stage, and reports those of the step before.
@@ -57,6 +63,7 @@ class Reporter:
           UserError: when too many steps in a row were not finite.
         """
         self._number = number
+        self._profile.after(number, metrics)
         counts = distributed.sum_over_hosts(
             self._stage.mesh, {name: packed.stats[name] for name in COUNTS}
         )
@@ -77,7 +84,8 @@ class Reporter:
         self._clock = time.perf_counter()
 
     def close(self):
-        """Closes the progress bar."""
+        """Closes the trace and the progress bar."""
+        self._profile.close()
         self._progress.close()
 
     def _report(self, number, packed, counts, metrics):
@@ -156,8 +164,8 @@ class Log:
 
 
 class Profile:
-    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to read
-    it.
+    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to
+    read it.
     """
 
     def __init__(self, steps, folder):

@@ -1,6 +1,4 @@
-"""Checks before a run: the workdir, the config, memory and data, with everything that is wrong in
-one message.
-"""
+"""Checks before a run: the workdir, the config, and for each stage its memory and its data."""
 
 import glob
 import os

@@ -33,7 +33,7 @@ flow: $(BIN)/.installed data/shapes/about.json  ## the same with rectified flow 
 	$(BIN)/python -m janus_jax.evaluate --checkpoint=$(FLOW) --benchmark=shapes --data=data/shapes --out=$(FLOW)
 
 test: $(BIN)/.installed-dev  ## the test suite
-	$(BIN)/python -m pytest -q -n 3 --dist loadscope
+	$(BIN)/python -m pytest -q -n 3 --dist loadscope --no-loadscope-reorder
 
 acceptance: $(BIN)/.installed-dev  ## the slow tests, into docs/acceptance.md; resumes
 	$(BIN)/python -m pytest -q -s -m slow -p tests.acceptance_page tests/test_acceptance.py

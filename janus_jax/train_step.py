@@ -118,14 +118,8 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
             "lr": learning_rate(state.step),
             "skipped": skipped,
         }
-        return TrainState(
-            step=state.step + 1,
-            trainable=trainable,
-            frozen=state.frozen,
-            opt_state=opt_state,
-            ema=average,
-            skipped=skipped,
-        ), metrics
+        state = state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
+        return state._replace(ema=average, skipped=skipped), metrics
 
     return step
 

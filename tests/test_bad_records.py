@@ -184,6 +184,7 @@ def test_broken_records_are_listed_and_no_usable_one_is_lost(config, tmp_path, k
         assert line["where"].startswith(("record", "train, record")) or str(folder) in line["where"]
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_lists_each_broken_record_once_and_stops_above_the_limit(config, tmp_path):
     source = array_record(tmp_path, [record(i)[0] for i in range(COUNT)])
     config = generation_only(config, dict(kind="array_record", **source))

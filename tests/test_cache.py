@@ -152,6 +152,7 @@ def test_the_form_of_a_cache_is_in_its_about(cached):
     assert form(make=build_example_maker(stage_of(config))[0]) == ImageForm("codes", (16,))
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_trains_from_codes_of_its_own_tokenizer_alone(cached, tokenizer_of, tmp_path):
     config, folder, _ = cached
     config.init_fresh = (".*",)

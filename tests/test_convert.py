@@ -304,6 +304,7 @@ def test_flags_that_do_not_fit_are_named(small_folder, tmp_path):
 # Training.
 
 
+@pytest.mark.usefixtures("one_device")
 def test_imported_weights_are_trained_and_exported(torch, folder, data, tmp_path):
     from transformers import JanusForConditionalGeneration
 
@@ -338,6 +339,7 @@ def test_imported_weights_are_trained_and_exported(torch, folder, data, tmp_path
     assert result.code == 0 and image.exists(), result.err
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_stage_starts_from_several_towers(data, tmp_path):
     """init_from takes several origins; what none of them has starts fresh or is named."""
     config = small(tiny.get_config("1"), data)

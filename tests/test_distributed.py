@@ -13,18 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax import checkpoint, distributed
+from janus_jax import checkpoint, distributed, sharding
 from janus_jax.errors import UserError
 from tests.conftest import ROOT, environment
-from tests.helpers.commands import finish, run, start
+from tests.helpers.commands import finish, run
 from tests.helpers.training import count_steps, read_metrics, write_recipe
 
 TIMEOUT = 1_200  # seconds: every process compiles for itself, on as few as two cores
 
 
-def start_one(recipe, workdir):
-    """Starts stage 2 in a single process with two devices."""
-    return start("train", f"--config={recipe}:2", f"--workdir={workdir}", devices=2)
+def train_alone(recipe, workdir):
+    """Trains stage 2 in this process, on two devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        two_devices = sharding.make_mesh(fsdp=-1, devices=jax.devices()[:2])
+        patch.setattr(sharding, "make_mesh", lambda **sizes: two_devices)
+        result = run("train", f"--config={recipe}:2", f"--workdir={workdir}")
+    assert result.code == 0, result.err
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,7 @@ def recipe(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def single(recipe):
     """The workdir of a run in a single process."""
-    result = finish(start_one(recipe, recipe.parent / "run"), timeout=TIMEOUT)
-    assert result.code == 0, result.err
+    train_alone(recipe, recipe.parent / "run")
     return recipe.parent / "run"
 
 
@@ -114,8 +117,7 @@ def test_four_processes_give_the_losses_of_one_and_stop_at_the_same_step(recipe,
     assert result.code == distributed.PREEMPTED == 75, result.err
     saved = checkpoint.newest(tmp_path)
     assert 4 <= saved.step < 8 and len(saved.about["data"]) == 4  # every process's shards
-    result = finish(start_one(recipe, tmp_path), timeout=TIMEOUT)  # resumes in one process
-    assert result.code == 0, result.err
+    train_alone(recipe, tmp_path)  # resumes in one process
     assert_same_losses(tmp_path, single)
     many, one = read_metrics(tmp_path), read_metrics(single)
     for name in ("token_fill", "slot_fill", "ratio"):

@@ -263,6 +263,7 @@ def test_the_average_follows_the_parameters(recipe):
     jax.tree.map(np.testing.assert_array_equal, step(bad, batch)[0].ema, bad.ema)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_checkpoints_give_the_average_unless_asked(recipe, data, tmp_path):
     params = fresh_params(stage_of(recipe).network)
     ema = {path: a + 1 for path, a in params.items() if path.startswith("llm")}

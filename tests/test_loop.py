@@ -43,34 +43,30 @@ def start_and_signal(number, *flags, workdir, steps):
     return finish(process)
 
 
-def test_a_killed_run_resumes_bit_for_bit_and_on_other_numbers_of_devices(
+def test_a_killed_run_resumes_bit_for_bit_and_on_another_number_of_devices(
     recipe, data, tmp_path, monkeypatch
 ):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole, cut, other = tmp_path / "whole", tmp_path / "cut", tmp_path / "other"
     train(make_config(data, profile_steps="3:5"), whole)
     assert len(list((whole / "profile").rglob("*.xplane.pb"))) == 2  # one per stage
     result = start_and_signal(signal.SIGKILL, f"--config={recipe}", workdir=cut, steps=10)
     assert result.code == -signal.SIGKILL
+    shutil.copytree(cut, other)
     train(make_config(data), cut)
     assert [row["step"] for row in read_metrics(whole)] == list(range(1, 17))
     assert read_metrics(cut) == read_metrics(whole)
 
-    steps = "stages.stage_2.steps"
-    flags = [f"--config={recipe}", f"--workdir={cut}", f"--config.{steps}=10"]
-    assert finish(start("train", *flags, devices=4)).code == 0
     one_device = sharding.make_mesh(devices=jax.devices()[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **sizes: one_device)
-        train(make_config(data, **{steps: 12, "samples.prompts": ("a red star",)}), cut)
-    train(make_config(data, **{steps: 12}), whole)
-    assert [row["step"] for row in read_metrics(cut)] == list(range(1, 21))
+    monkeypatch.setattr(sharding, "make_mesh", lambda **sizes: one_device)
+    train(make_config(data, **{"samples.prompts": ("a red star",)}), other)
     losses = lambda workdir: [row["loss"] for row in read_metrics(workdir)]
-    np.testing.assert_allclose(losses(cut), losses(whole), rtol=1e-4)
-    assert [path.name for path in (cut / "samples").iterdir()] == ["0000020_stage_2.png"]
+    np.testing.assert_allclose(losses(other), losses(whole), rtol=1e-4)
+    samples = sorted(path.name for path in (other / "samples").iterdir())
+    assert samples[-1] == "0000016_stage_2.png"
 
 
 def test_sigterm_saves_and_damaged_checkpoints_are_named_and_renamed(
-    recipe, data, tmp_path, caplog
+    recipe, data, tmp_path, caplog, one_device
 ):
     workdir = tmp_path / "run"
     flags = [f"--config={recipe}:1", "--config.save_every=1000"]
@@ -105,7 +101,7 @@ def test_sigterm_saves_and_damaged_checkpoints_are_named_and_renamed(
     assert [row["step"] for row in read_metrics(workdir)] == list(range(1, last + 1))
 
 
-def test_a_run_that_diverges_stops_and_names_its_records(data, tmp_path):
+def test_a_run_that_diverges_stops_and_names_its_records(data, tmp_path, one_device):
     config = make_config(data, max_skipped_steps=2)
     config.stages = {"stage_1": config.stages.stage_1}
     config.stages.stage_1.update(lr=float("nan"), warmup=0)

@@ -338,6 +338,7 @@ def test_every_checkpoint_of_an_autoencoder_holds_the_scale_of_its_latents(data,
 
 
 @WITHOUT_TOY
+@pytest.mark.usefixtures("one_device")
 def test_a_run_resumes_as_if_it_had_not_stopped(recipe, tmp_path):
     recipe.init_fresh, recipe.save_every, recipe.keep_checkpoints = (".*",), 3, 10
     recipe.stages = {"stage_2": recipe.stages.stage_2}

@@ -48,6 +48,7 @@ def config(data):
     return config
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_mixture_may_change_in_the_middle_of_a_block(config, workdir, caplog):
     """The last checkpoint knows both mixtures and the step at which the second began."""
     config.stages.stage_2.update(steps=12, mixture=(1, 0, 1))
@@ -62,6 +63,7 @@ def test_a_mixture_may_change_in_the_middle_of_a_block(config, workdir, caplog):
     np.testing.assert_allclose(ratios[9:].mean(axis=0), [0.5, 0, 0.5], atol=0.1)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_what_arrays_and_data_depend_on_may_not_change(config, workdir):
     cases = (
         ("seed", 0, 1),
@@ -87,6 +89,7 @@ def test_a_workdir_does_not_go_back_to_an_earlier_stage(data, workdir):
         train(make_config(data, "stage_1"), workdir)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_parameters_that_nothing_provides_are_named(config, data, tmp_path):
     config.init_fresh = ()
     with pytest.raises(UserError, match="stage_2.*'llm/embed'.*--config.init_from"):

@@ -184,6 +184,7 @@ def test_the_first_batch_has_what_the_files_have(source, config):
 
 
 @pytest.mark.parametrize("source", ["parquet"], indirect=True)
+@pytest.mark.usefixtures("one_device")
 def test_a_run_reads_a_source_for_several_epochs(source, config, tmp_path):
     train_on(config, source, steps=20)
     loop.train(config, tmp_path / "run")
@@ -347,6 +348,7 @@ def emoji(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets of shared/data")
 @pytest.mark.parametrize("data_set", [photos, emoji])
+@pytest.mark.usefixtures("one_device")
 def test_real_sets_train_through_the_public_kinds(config, tmp_path, data_set):
     count, source = data_set(tmp_path)
     train_on(config, source, steps=3)
@@ -357,6 +359,7 @@ def test_real_sets_train_through_the_public_kinds(config, tmp_path, data_set):
     assert len(Source("things", **source)) == count
 
 
+@pytest.mark.usefixtures("one_device")
 def test_the_examples_of_the_guide_are_configs(data):
     """Every source of a stage is in the config, and its kind knows its options."""
     guide = (Path(__file__).parent.parent / "docs/data.md").read_text()

@@ -15,6 +15,7 @@ from tests.conftest import first_batch, first_state, fresh_params, jit_step, los
 RELEASED_CODEBOOK = Path(__file__).parent.parent.parent / "shared/data/janus_pro_codebook"
 
 
+@pytest.mark.usefixtures("one_device")
 def test_the_tokenizer_stage_trains_the_tokenizer(config):
     config.stages.tokenizer.warmup = 0
     stage, batch = first_batch(config, "tokenizer")

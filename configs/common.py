@@ -89,30 +89,33 @@ def get_config():
 
 
 def tiny_model(*, vocab_size):
-    """The published architecture at 64 px: 16 features to understand, 64 codes to generate."""
+    """The published architecture at 48 px: 9 features to understand, 9 codes to generate."""
     transformer = dict(num_layers=4, embed_dim=128, mlp_dim=384, norm_eps=1e-6, remat="none")
     tokenizer = dict(
-        base_channels=8,
-        channel_mult=(1, 2, 4, 8),
+        base_channels=16,
+        channel_mult=(1, 1, 2, 2, 4),
         num_res_blocks=1,
         z_channels=64,
-        codebook_size=512,
+        codebook_size=256,
         codebook_dim=8,
         num_groups=4,
     )
-    training = dict(squared=1.0, absolute=1.0, commitment=0.25, revival=1.0, crop=32)
+    training = dict(
+        squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, revival=0.0,
+        continuous_steps=150, crop=0,
+    )  # fmt: skip
     return ConfigDict(
         dict(
             llm=dict(
                 vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer
             ),
             understanding=dict(
-                encoder=dict(image_size=64, patch_size=16, num_heads=4, **transformer),
+                encoder=dict(image_size=48, patch_size=16, num_heads=4, **transformer),
                 adaptor="mlp",
                 begin=False,
             ),
             generation=dict(
-                kind="vq", image_size=64, tokenizer=tokenizer, tokenizer_training=training
+                kind="vq", image_size=48, tokenizer=tokenizer, tokenizer_training=training
             ),
         )
     )

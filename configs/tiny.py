@@ -28,7 +28,7 @@ def get_config(stage="all"):
     )  # fmt: skip
     c.model = common.tiny_model(vocab_size=512)
     c.data.tokenizer = "data/shapes/tokenizer.json"
-    names = ("objects", "scenes", "captions", "questions", "text")
+    names = ("collages", "objects", "scenes", "captions", "questions", "text")
     c.data.sources = {
         name: common.source(f"data/shapes/{name}-train.array_record") for name in names
     }
@@ -46,8 +46,9 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
-                objective="tokenizer", mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine",
-                warmup=50, steps=650, batch=16, rows=4, length=320, und_slots=0, gen_slots=4,
+                objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
+                lr=6e-3, decay="cosine", warmup=30, steps=350, batch=4, rows=2, length=256,
+                und_slots=0, gen_slots=16,
             ),
             "1": common.stage(
                 mixture=(1, 0, 3), sources=sources | {"generation": {"objects": 1}}, lr=3e-3,

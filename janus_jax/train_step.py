@@ -97,7 +97,7 @@ def make(objective, tx, *, group_of, learning_rate, microbatches, seed, ema_deca
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             key, jnp.arange(slots[0] * slots[1])
         ).reshape(slots)
-        counts = objective.batch_statistics(state.params, batch, keys)
+        counts = objective.batch_statistics(state.params, batch, keys, step=state.step)
         (losses, metrics), grads = accumulate(state, counts, batch, keys)
 
         with jax.named_scope("optimizer"):
@@ -145,9 +145,7 @@ def jit(stage, state):
 
 
 def jit_calibrate(stage, state):
-    """(TrainState, Batch) -> TrainState with what the objective measures of its network at a
-    checkpoint.
-    """
+    """(TrainState, Batch) -> TrainState with what the objective measures of its network."""
 
     def calibrate(state, batch):
         measured = stage.objective.calibrate(state.params, batch)

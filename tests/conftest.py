@@ -141,7 +141,7 @@ def image_keys(batch):
 def loss_of(objective, params, batch, *, counts=None):
     """Loss and metrics of a batch, or of a part of a batch with these counts."""
     keys = image_keys(batch)
-    counts = objective.batch_statistics(params, batch, keys) if counts is None else counts
+    counts = objective.batch_statistics(params, batch, keys, step=0) if counts is None else counts
     losses, metrics = objective.loss(params, batch, counts, keys)
     return sum(losses.values()), metrics
 

@@ -143,7 +143,7 @@ def test_every_model_trains_under_eval_shape(name, stage_name):
 
     def loss(params, batch):
         keys = image_keys(batch)
-        counts = objective.batch_statistics(params, batch, keys)
+        counts = objective.batch_statistics(params, batch, keys, step=0)
         losses, metrics = objective.loss(params, batch, counts, keys)
         return sum(losses.values()), metrics
 

@@ -44,11 +44,12 @@ class Shapes(Benchmark):
             batch=options.batch,
         )
         questions = score.load_questions(options.data)
-        drawing, floor = score.score(images, prompts)
+        level = score.load_level(options.data)
+        drawing, floor = score.score(images, prompts, level)
         result = {
             "understanding": score.understanding(sampler, questions, batch=options.batch),
             "drawing": drawing,
-            "ceiling": score.ceiling(sampler, prompts, batch=options.batch),
+            "ceiling": score.ceiling(sampler, prompts, level, batch=options.batch),
             "floor": floor,
             "settings": settings
             | {

@@ -40,7 +40,7 @@ class Objective(abc.ABC):
         """
         return dict.fromkeys(self.groups, default)
 
-    def batch_statistics(self, params, batch, keys):
+    def batch_statistics(self, params, batch, keys, *, step):
         """What the loss must know of the whole global batch, computed before the batch is cut into
         microbatches.
 
@@ -48,6 +48,7 @@ class Objective(abc.ABC):
           params: {path: array}.
           batch: Batch.
           keys: key[S, G], one per generation slot.
+          step: int32 scalar, steps of the stage that are done.
 
         Returns:
           any pytree; here `Counts`, the denominators of the losses.
@@ -69,8 +70,18 @@ class Objective(abc.ABC):
           The metric `loss` is by default the sum over groups.
         """
 
-    # (params, batch) -> {path: array}: what the network measures of itself at a checkpoint
-    calibrate = None
+    def calibrates(self, step, *, saving):
+        """Whether `calibrate` replaces parameters after `step` steps of the stage; by default never.
+
+        Args:
+          step: steps done.
+          saving: whether a checkpoint follows.
+        """
+        return False
+
+    def calibrate(self, params, batch):
+        """What the network measures of itself: {path: array}, Batch -> {path: array}."""
+        return {}
 
 
 def mean_over_images(values, *, used, count):

@@ -14,14 +14,17 @@ from janus_jax.objectives.base import MODEL, Objective, mean_over_images
 from janus_jax.tokenizers.base import training_pixels
 
 
+DEFAULTS = dict(crop=0, foreground=0.0, continuous_steps=0)
+
+
 class TokenizerModel(nnx.Module):
     """The tokenizer under the path it has in the whole model, `generation/tokenizer`."""
 
     def __init__(self, rngs, *, generation):
         """`generation` is `config.model.generation`; its `tokenizer_training` holds the loss
-        weights and the crop.
+        weights, the crop, and what the tokenizer's own `training_loss` reads.
         """
-        settings = generation.get("tokenizer_training") or {"crop": 0}
+        settings = DEFAULTS | (generation.get("tokenizer_training") or {})
         tokenizer = generation_path(generation["kind"]).Tokenizer(rngs, **generation["tokenizer"])
         image_size = generation["image_size"]
         crop = settings["crop"] or image_size
@@ -31,8 +34,7 @@ class TokenizerModel(nnx.Module):
                 "of "
                 f"{tokenizer.downsample} and at most the image size, {image_size}."
             )
-        self.crop = settings["crop"]
-        self.weights = {name: weight for name, weight in settings.items() if name != "crop"}
+        self.settings = settings
         self.generation = nnx.Dict({"tokenizer": tokenizer})
 
     @property
@@ -53,12 +55,15 @@ class Tokenizer(Objective):
         """The tokenizer alone; it computes in fp32 whatever `dtype` is."""
         return ModelSpec(functools.partial(TokenizerModel, generation=model["generation"]))
 
-    def batch_statistics(self, params, batch, keys):
+    def batch_statistics(self, params, batch, keys, *, step):
         """Target counts, and what the tokenizer must know of all images of the step."""
         model = self.network.merge(params)
-        counts = super().batch_statistics(params, batch, keys)
+        counts = super().batch_statistics(params, batch, keys, step=step)
         pixels, _ = self._inputs(model, batch, keys)
-        return counts, model.tokenizer.batch_statistics(pixels, used_slots(batch).reshape(-1))
+        used = used_slots(batch).reshape(-1)
+        return counts, model.tokenizer.batch_statistics(
+            pixels, used, step=step, settings=model.settings
+        )
 
     def loss(self, params, batch, counts, keys):
         """As `Objective.loss`; metric `loss_gen` is the loss, the others are the tokenizer's
@@ -68,7 +73,7 @@ class Tokenizer(Objective):
         model = self.network.merge(params)
         pixels, loss_keys = self._inputs(model, batch, keys)
         losses, extra = model.tokenizer.training_loss(
-            pixels, loss_keys, statistics, weights=model.weights
+            pixels, loss_keys, statistics, settings=model.settings
         )
         mean = functools.partial(
             mean_over_images, used=used_slots(batch).reshape(-1), count=targets.images
@@ -78,8 +83,13 @@ class Tokenizer(Objective):
             name: mean(values) for name, values in extra.items()
         }
 
+    def calibrates(self, step, *, saving):
+        """When its tokenizer does."""
+        model = self.network.module
+        return model.tokenizer.calibrates(step, saving=saving, settings=model.settings)
+
     def calibrate(self, params, batch):
-        """What the trained tokenizer measures of itself, such as the scale of its latents."""
+        """What the tokenizer measures of itself, such as the scale of its latents."""
         images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
         measured = self.network.merge(params).tokenizer.calibrate(
             images, used_slots(batch).reshape(-1)
@@ -92,6 +102,6 @@ class Tokenizer(Objective):
         """
         keys = keys.reshape(-1)
         images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
-        return training_pixels(images, keys, crop=model.crop), jax.vmap(
+        return training_pixels(images, keys, crop=model.settings["crop"]), jax.vmap(
             lambda key: jax.random.fold_in(key, 1)
         )(keys)

@@ -8,7 +8,8 @@
     python -m janus_jax.prepare codes --checkpoint=runs/pro_1b --source=photos --out=data/codes
 
 shapes     generates scenes in GenEval's six categories, with questions, texts and held-out
-           combinations
+           combinations; --level=cells has objects in 3 x 3 cells and is learned in minutes,
+           --level=free has them anywhere and is the hard one
 openmoji   emoji with their names and groups (CC BY-SA 4.0); needs
            `pip install -r requirements-openmoji.txt`
 check      reads every source of a config: counts, unusable records, duplicates, lengths, scripts;
@@ -32,12 +33,16 @@ from janus_jax import cli
 from janus_jax.errors import UserError
 from janus_jax.prepare import cache, check, openmoji
 from janus_jax.shapes import files
+from janus_jax.shapes.levels import LEVELS
 
 OUT = cli.flags.DEFINE_string("out", None, "Folder to write.")
 SEED = cli.flags.DEFINE_integer(
     "seed", 0, "shapes: seed of the scenes. latents, codes: seed of random crops."
 )
 SCALE = cli.flags.DEFINE_float("scale", 1.0, "shapes: factor of the number of training records.")
+LEVEL = cli.flags.DEFINE_enum(
+    "level", "cells", list(LEVELS), "shapes: objects in 3 x 3 cells, or free ones, which are hard."
+)
 CONFIG = cli.config_flag()
 CHECKPOINT = cli.flags.DEFINE_string(
     "checkpoint", None, "latents, codes: workdir or checkpoint with the trained tokenizer."
@@ -58,7 +63,7 @@ def main(command):
     if not OUT.value:
         raise UserError(f"Name a folder: --out=data/{command}.")
     if command == "shapes":
-        about = files.write(OUT.value, seed=SEED.value, scale=SCALE.value)
+        about = files.write(OUT.value, level=LEVEL.value, seed=SEED.value, scale=SCALE.value)
     elif command == "openmoji":
         about = openmoji.write(OUT.value)
     else:

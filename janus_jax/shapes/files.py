@@ -12,8 +12,10 @@ from janus_jax.data import chat, tokenizer
 from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.shapes import world
+from janus_jax.shapes.levels import level_of
 
 COUNTS = {
+    "collages": 4_000,
     "objects": 10_000,
     "scenes": 26_000,
     "captions": 20_000,
@@ -27,56 +29,66 @@ VOCAB = 512
 ROLES = ("<|User|>", "<|Assistant|>")
 
 
-def _scene(rng, split):
+def _scene(rng, level, split):
     category = str(rng.choice(world.CATEGORIES, p=world.SHARES))
-    return world.sample_scene(rng, category=category, split=split)
+    return world.sample_scene(rng, level, category=category, split=split)
 
 
-def object_record(rng):
+def collage_record(rng, level):
+    """Generation: an image full of objects, for the image tokenizer."""
+    return {"image": _png(rng, level, world.sample_collage(rng, level)), "prompt": "a collage"}
+
+
+def object_record(rng, level):
     """Generation: one object."""
     category = world.pick(rng, ("single_object", "colors"))
-    return _generation_record(rng, world.sample_scene(rng, category=category, split="train"))
+    scene = world.sample_scene(rng, level, category=category, split="train")
+    return _generation_record(rng, level, scene)
 
 
-def scene_record(rng):
+def scene_record(rng, level):
     """Generation: a scene of any category."""
-    return _generation_record(rng, _scene(rng, "train"))
+    return _generation_record(rng, level, _scene(rng, level, "train"))
 
 
-def _generation_record(rng, scene):
+def _png(rng, level, scene):
+    return world.encode_png(world.render(rng, level, scene))
+
+
+def _generation_record(rng, level, scene):
     """An image with the prompt of its category, or in half of the records with the full caption."""
     prompt = world.caption(scene) if rng.random() < 1 / 2 else world.prompt(rng, scene)
-    return {"image": world.encode_png(world.render(rng, scene)), "prompt": prompt}
+    return {"image": _png(rng, level, scene), "prompt": prompt}
 
 
-def caption_record(rng):
+def caption_record(rng, level):
     """Understanding: an image and its full caption."""
-    scene = _scene(rng, "train")
-    return {"image": world.encode_png(world.render(rng, scene)), "caption": world.caption(scene)}
+    scene = _scene(rng, level, "train")
+    return {"image": _png(rng, level, scene), "caption": world.caption(scene)}
 
 
-def question_record(rng):
+def question_record(rng, level):
     """Understanding: a conversation about an image."""
-    scene = _scene(rng, "train")
+    scene = _scene(rng, level, "train")
     turns = []
     for _ in range(QUESTIONS):
         _, question, answer = world.question(rng, scene)
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     turns[0]["content"] = f"{chat.IMAGE}\n{turns[0]['content']}"
-    return {"images": [world.encode_png(world.render(rng, scene))], "conversation": turns}
+    return {"images": [_png(rng, level, scene)], "conversation": turns}
 
 
-def held_out_record(rng):
+def held_out_record(rng, level):
     """One question about a held-out scene."""
-    scene = _scene(rng, "heldout")
+    scene = _scene(rng, level, "heldout")
     kind, question, answer = world.question(rng, scene)
-    image = world.encode_png(world.render(rng, scene))
+    image = _png(rng, level, scene)
     return {"image": image, "question": question, "answer": answer, "kind": kind}
 
 
-def text_record(rng):
+def text_record(rng, level):
     """Text: a sentence about the same world."""
-    return {"text": world.sentence(rng)}
+    return {"text": world.sentence(rng, level)}
 
 
 FILES = {
@@ -86,21 +98,23 @@ FILES = {
     "questions-train": question_record,
     "text-train": text_record,
     "questions-heldout": held_out_record,
+    "collages-train": collage_record,
 }
 
 
-def _chunk(job, *, seed):
+def _chunk(job, *, level, seed):
     """The records of one chunk, which depend only on seed, file and number of the chunk."""
     name, number, size = job
     rng = np.random.default_rng((seed, list(FILES).index(name), number))
-    return job, [FILES[name](rng) for _ in range(size)]
+    return job, [FILES[name](rng, level) for _ in range(size)]
 
 
-def write(out, *, seed=0, scale=1.0, workers=None):
+def write(out, *, level="cells", seed=0, scale=1.0, workers=None):
     """Writes the whole data set to a folder.
 
     Args:
       out: the folder.
+      level: a key of `levels.LEVELS`.
       seed: of the world.
       scale: multiplies the number of training records.
       workers: processes; by default one per core. The files do not depend on it.
@@ -108,7 +122,7 @@ def write(out, *, seed=0, scale=1.0, workers=None):
     Returns:
       dict of record counts, seed and majority-answer baseline, also written as about.json.
     """
-    out = Path(out)
+    out, settings = Path(out), level_of(level)
     make_folder(out)
     counts = {f"{name}-train": int(n * scale) for name, n in COUNTS.items()}
     counts["questions-heldout"] = HELD_OUT
@@ -119,12 +133,14 @@ def write(out, *, seed=0, scale=1.0, workers=None):
     ]
     records = defaultdict(list)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        chunks = pool.imap(functools.partial(_chunk, seed=seed), jobs)  # in the order of the jobs
+        chunks = pool.imap(
+            functools.partial(_chunk, level=settings, seed=seed), jobs
+        )  # in the order of the jobs
         for (name, *_), part in rich.progress.track(chunks, description="shapes", total=len(jobs)):
             records[name] += part
     for name, part in records.items():
         write_array_record(out / f"{name}.array_record", part)
-    write_json(out / "prompts.json", world.held_out_prompts(seed=seed))
+    write_json(out / "prompts.json", world.held_out_prompts(settings, seed=seed))
 
     fields = ("prompt", "text", "caption", "question", "answer")
     texts = [r[field] for part in records.values() for r in part for field in fields if field in r]
@@ -133,7 +149,8 @@ def write(out, *, seed=0, scale=1.0, workers=None):
     tokens = tokenizer.train(texts, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)
 
-    about = {"records": {name: len(part) for name, part in records.items()}, "seed": seed}
+    about = {"records": {name: len(part) for name, part in records.items()}}
+    about |= {"level": level, "seed": seed}
     about["majority_answer_baseline"] = majority_baseline(records["questions-heldout"])
     write_json(out / "about.json", about)
     return about

@@ -5,55 +5,68 @@ are compared with outlines of every shape at a grid of sizes and angles, and the
 nearest of the palette.
 """
 
+import math
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from janus_jax.shapes import world
+from janus_jax.shapes.levels import REACH
 
-WINDOW = 36  # side of the window in which regions are compared, pixels
-MIN_AREA = 40  # pixels; a smaller region is no object, but it makes the image wrong
-NOISE = 12  # pixels; smaller regions are ignored, the image tokenizer causes them
 MIN_OVERLAP = 0.72  # intersection over union of a region with its best outline
 FOREGROUND = 95.0  # RGB distance from the background
 
 
+class Templates(NamedTuple):
+    """Outlines that regions are compared with: coverage float[n, window, window], their areas, shape
+    names and radii.
+    """
+
+    masks: np.ndarray
+    areas: np.ndarray
+    names: list
+    radii: np.ndarray
+
+
 @cache
-def _templates():
-    """Coverage float[n, WINDOW, WINDOW] of every outline, their areas, shape names and radii."""
-    masks, names, radii = [], [], []
+def templates(level):
+    """Templates of every shape, size and angle of a Level."""
+    smallest, largest = level.radii[0], level.radii[-1]
+    window = 2 * math.ceil(REACH * largest + 1)  # and a margin
+    radii = np.linspace(0.8 * smallest, 1.15 * largest, 21)
+    angles = (-12, -8, -4, 0, 4, 8, 12) if level.angle_jitter else (-5, 0, 5)
+    masks, names, sizes = [], [], []
     for name in world.SHAPES:
-        for radius in np.arange(5.5, 15.6, 0.5):
-            for angle in (0,) if name == "circle" else (-12, -8, -4, 0, 4, 8, 12):
-                image = Image.new("L", (WINDOW * 4, WINDOW * 4))
+        for radius in radii:
+            for angle in (0,) if name == "circle" else angles:
+                image = Image.new("L", (window * 4, window * 4))
                 points = world.outline(name, x=0, y=0, radius=radius, angle=angle) * 4
-                ImageDraw.Draw(image).polygon([tuple(p + WINDOW * 2) for p in points], fill=255)
-                mask = (
-                    np.asarray(image.resize((WINDOW, WINDOW), Image.Resampling.BOX), np.float32)
-                    / 255
-                )
-                masks.append(_center(mask))
+                ImageDraw.Draw(image).polygon([tuple(p + window * 2) for p in points], fill=255)
+                mask = image.resize((window, window), Image.Resampling.BOX)
+                masks.append(_center(np.asarray(mask, np.float32) / 255, window))
                 names.append(name)
-                radii.append(radius)
+                sizes.append(radius)
     masks = np.stack(masks)
-    return masks, masks.sum(axis=(1, 2)), names, np.array(radii)
+    return Templates(masks, masks.sum(axis=(1, 2)), names, np.array(sizes))
 
 
-def _center(coverage):
-    """Moves the centroid of a coverage map to the center of a WINDOW x WINDOW map."""
+def _center(coverage, window):
+    """Moves the centroid of a coverage map to the center of a window x window map."""
     y, x = ndimage.center_of_mass(coverage)
-    rows = np.arange(WINDOW) - WINDOW / 2 + y
-    columns = np.arange(WINDOW) - WINDOW / 2 + x
+    rows = np.arange(window) - window / 2 + y
+    columns = np.arange(window) - window / 2 + x
     return ndimage.map_coordinates(coverage, np.meshgrid(rows, columns, indexing="ij"), order=1)
 
 
-def read(pixels):
+def read(pixels, level):
     """Finds the objects of an image.
 
     Args:
-      pixels: uint8[64, 64, 3].
+      pixels: uint8[h, w, 3].
+      level: Level of its world.
 
     Returns:
       list of `world.Thing`; a region that matches no shape has the shape ''.
@@ -67,33 +80,33 @@ def read(pixels):
     things = []
     for i in range(1, count + 1):
         region = labels == i
-        if region.sum() < NOISE:
+        if region.sum() < level.noise:
             continue
         core = ndimage.binary_erosion(region)
         color = np.median(rgb[core if core.any() else region], axis=0)
         near = ndimage.binary_dilation(region) & (region | (labels == 0))
         coverage = np.where(near, distance / np.linalg.norm(color - background), 0).clip(0, 1)
-        shape, size = _shape_and_size(coverage)
+        shape, size = _shape_and_size(coverage, level)
         name = names[int(np.argmin(np.linalg.norm(palette - color, axis=-1)))]
         y, x = ndimage.center_of_mass(coverage)
         things.append(world.Thing(size, name, shape, x, y))
     return things
 
 
-def _shape_and_size(coverage):
+def _shape_and_size(coverage, level):
     """Shape and size of the best outline of similar area; '' if none overlaps enough."""
-    masks, areas, names, radii = _templates()
+    masks, areas, names, radii = templates(level)
     area = coverage.sum()
     near = np.flatnonzero(abs(areas / area - 1) < 0.3)
-    if area < MIN_AREA or not len(near):
+    if area < level.min_area or not len(near):
         return "", ""
-    region = _center(coverage)
+    region = _center(coverage, masks.shape[-1])
     intersection = np.minimum(masks[near], region).sum(axis=(1, 2))
     union = np.maximum(masks[near], region).sum(axis=(1, 2))
     overlap = intersection / union
     best = near[int(np.argmax(overlap))]
-    size = min(world.SIZES, key=lambda s: abs(world.SIZES[s] - radii[best]))
-    return names[best] if overlap.max() >= MIN_OVERLAP else "", size
+    shape = names[best] if overlap.max() >= MIN_OVERLAP else ""
+    return shape, level.nearest_size(radii[best])
 
 
 def fits(things, *, expected, relation):

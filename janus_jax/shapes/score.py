@@ -15,6 +15,7 @@ from PIL import Image
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
 from janus_jax.shapes import reader, world
+from janus_jax.shapes.levels import level_of
 
 BATCH = 64
 
@@ -34,6 +35,13 @@ def load_prompts(data):
         f"No prompts.json of this set in {str(data)!r}; make it with `python -m janus_jax.prepare "
         "shapes --out=DIR`."
     )
+
+
+def load_level(data):
+    """The Level of a `shapes` folder; folders of version 0.1 do not name theirs and are free."""
+    path = Path(data) / "about.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    return level_of(about.get("level", "free"))
 
 
 def load_questions(data):
@@ -90,19 +98,20 @@ def draw_all(sampler, prompts, *, seeds, guidance, batch=BATCH):
     return by_category
 
 
-def score(images, prompts):
+def score(images, prompts, level):
     """Share of images that match their prompt, and share that match another of their category.
 
     Args:
       images: {category: uint8[prompts, seeds, h, w, 3]}.
       prompts: {category: [{'prompt', 'things', 'relation'}]}.
+      level: Level of the images.
 
     Returns:
       two dicts, {category: share} and 'overall', their plain mean: the score and its floor.
     """
     scores, floor = {}, {}
     for category, rows in images.items():
-        things = [[reader.read(image) for image in row] for row in rows]
+        things = [[reader.read(image, level) for image in row] for row in rows]
         part = prompts[category]
         scores[category] = float(np.mean([_share(things[i], part[i]) for i in range(len(rows))]))
         order = np.random.default_rng(0).permutation(len(rows))
@@ -125,28 +134,28 @@ def _share(things_of_images, prompt):
     )
 
 
-def ceiling(sampler, prompts, *, seed=0, batch=BATCH):
+def ceiling(sampler, prompts, level, *, seed=0, batch=BATCH):
     """The score of rendered images of the prompts, after the image tokenizer and back."""
     rng = np.random.default_rng((seed, 77))
     reconstructed = {}
     for category, part in prompts.items():
-        images = [render_prompt(rng, category, prompt) for prompt in part]
+        images = [render_prompt(rng, level, category, prompt) for prompt in part]
         outputs = []
         for start in range(0, len(images), batch):
             (padded,) = _padded(images[start : start + batch], size=batch)
             outputs += list(sampler.reconstruct(np.stack(padded)))
         reconstructed[category] = np.stack(outputs[: len(part)])[:, None]
-    return score(reconstructed, prompts)[0]
+    return score(reconstructed, prompts, level)[0]
 
 
-def render_prompt(rng, category, prompt):
-    """Renders a scene of a prompt, uint8[64, 64, 3]; attributes that it leaves open are random."""
+def render_prompt(rng, level, category, prompt):
+    """Renders a scene of a prompt, uint8[h, w, 3]; attributes that it leaves open are random."""
     pick = lambda name, names: name or str(rng.choice(list(names)))
     while True:
         things = []
         for size, color, shape in prompt["things"]:
             size = pick(size, ("small", "medium") if category == "counting" else world.SIZES)
             things.append(world.Thing(size, pick(color, world.COLORS), pick(shape, world.SHAPES)))
-        scene = world.place(rng, world.Scene(category, tuple(things), prompt["relation"]))
+        scene = world.place(rng, level, world.Scene(category, tuple(things), prompt["relation"]))
         if scene is not None:
-            return world.render(rng, scene)
+            return world.render(rng, level, scene)

@@ -1,7 +1,7 @@
 """A small world of colored shapes: GenEval's six categories, an exact train / held-out split.
 
-A scene has one to four objects at random positions on a light background. *Combinations* are held
-out, from all categories of the training set:
+A scene has one to four objects on a light background; `levels` decides where. *Combinations* are
+held out, from all categories of the training set:
 
     one object             3 of the 18 (size, shape) and 6 of the 48 (color, shape) pairs
     several of one kind    18 of the 144 (count, color, shape) triples
@@ -13,13 +13,13 @@ training images show.
 
 import io
 import math
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 64  # width and height of an image, pixels
+from janus_jax.shapes.levels import SIZES
+
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLORS = {
     "red": (214, 39, 40),
@@ -31,11 +31,6 @@ COLORS = {
     "purple": (130, 40, 170),
     "black": (25, 25, 25),
 }
-SIZES = {
-    "small": 7.0,
-    "medium": 10.0,
-    "large": 13.5,
-}  # radius of the circle, pixels; other shapes are of similar size
 NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -51,8 +46,6 @@ OPENERS = (
 )
 CLOSERS = ("", ".", " on a plain ground")
 GROUND = 244
-REACH = 1.2  # distance of the corners from the center, in radii
-GAP = 2.0  # between two objects, pixels
 
 LONE_COLORS = (
     1,
@@ -103,7 +96,7 @@ def held_out(scene):
     first = things[0]
     shape = SHAPES.index(first.shape)
     color = list(COLORS).index(first.color)
-    size = list(SIZES).index(first.size)
+    size = SIZES.index(first.size)
     if len(things) == 1:
         return shape == 2 * size or color == LONE_COLORS[shape]
     if len({t.shape for t in things}) == 1:
@@ -111,14 +104,29 @@ def held_out(scene):
     return frozenset(t.shape for t in things) in HELD_OUT_PAIRS
 
 
-def sample_scene(rng, *, category, split):
-    """A random scene of a category from 'train' or 'heldout', by rejection, with positions."""
+def sample_scene(rng, level, *, category, split):
+    """A random scene of a category from 'train' or 'heldout', by rejection, placed as `level`
+    says.
+    """
     while True:
         scene = _compose(rng, category)
         if _tests_its_category(scene) if split == "heldout" else not held_out(scene):
-            placed = place(rng, scene)
+            placed = place(rng, level, scene)
             if placed is not None:
                 return placed
+
+
+def sample_collage(rng, level):
+    """A scene of no category: as many random objects as there is room for, or fewer."""
+    most = level.cells**2 or 5
+    while True:
+        count = rng.integers(1, most, endpoint=True)
+        things = tuple(
+            Thing(pick(rng, SIZES), pick(rng, COLORS), pick(rng, SHAPES)) for _ in range(count)
+        )
+        placed = place(rng, level, Scene("", things))
+        if placed is not None:
+            return placed
 
 
 def _tests_its_category(scene):
@@ -127,7 +135,7 @@ def _tests_its_category(scene):
     shape, color, size = (
         SHAPES.index(thing.shape),
         list(COLORS).index(thing.color),
-        list(SIZES).index(thing.size),
+        SIZES.index(thing.size),
     )
     if scene.category == "single_object":
         return shape == 2 * size
@@ -156,26 +164,10 @@ def _compose(rng, category):
     )
 
 
-def place(rng, scene, tries=60):
-    """The scene with random positions without overlap; None if there were none in `tries`."""
-    n = len(scene.things)
-    radii = np.array([SIZES[t.size] for t in scene.things]) + rng.uniform(-0.5, 0.5, size=n)
-    angles = rng.uniform(-6, 6, size=n)
-    margin = (REACH * radii + 1)[:, None]
-    spots = rng.uniform(margin, SIZE - margin, size=(tries, n, 2))
-    for spot in spots.tolist():
-        placed = [t._replace(x=x, y=y) for t, (x, y) in zip(scene.things, spot, strict=True)]
-        far = (
-            (math.dist(spot[i], spot[j]), REACH * (radii[i] + radii[j]) + GAP)
-            for i, j in combinations(range(n), 2)
-        )
-        if all(d > limit for d, limit in far) and scene.relation in (
-            "",
-            relation_of(placed[0], placed[-1]),
-        ):
-            jitter = zip(placed, radii.tolist(), angles.tolist(), strict=True)
-            return scene._replace(things=tuple(t._replace(radius=r, angle=a) for t, r, a in jitter))
-    return None
+def place(rng, level, scene):
+    """The scene with positions; None if none was found that fits its relation."""
+    right = lambda things: scene.relation in ("", relation_of(things[0], things[-1]))
+    return level.place(rng, scene, fits=right)
 
 
 def relation_of(a, b, margin=4.0):
@@ -214,9 +206,10 @@ def outline(shape, *, x, y, radius, angle):
     )
 
 
-def render(rng, scene, *, scale=4):
-    """Renders a scene: uint8[64, 64, 3]. Colors are jittered by a few levels."""
-    image = Image.new("RGB", (SIZE * scale, SIZE * scale), (GROUND,) * 3)
+def render(rng, level, scene, *, scale=4):
+    """Renders a scene: uint8[h, w, 3]. Colors are jittered by a few levels."""
+    side = level.image_size * scale
+    image = Image.new("RGB", (side, side), (GROUND,) * 3)
     draw = ImageDraw.Draw(image)
     for t in scene.things:
         color = np.clip(np.array(COLORS[t.color]) + rng.integers(-8, 9, size=3), 0, 255)
@@ -313,11 +306,11 @@ def question(rng, scene):
     return kind, f"Is there {article(f'{other.color} {other.shape}')}?", answer
 
 
-def sentence(rng):
+def sentence(rng, level):
     """A sentence about the same world."""
     kind = int(rng.integers(4))
     if kind == 0:
-        scene = sample_scene(rng, category=pick(rng, CATEGORIES), split="train")
+        scene = sample_scene(rng, level, category=pick(rng, CATEGORIES), split="train")
         return f"This is {caption(scene)}"
     first, second = two(rng, SHAPES)
     if kind == 1:
@@ -329,11 +322,10 @@ def sentence(rng):
         name = lambda n: f"{NUMBERS[n]} {plural(first) if n > 1 else first}"
         return f"{name(a)} and {name(b)} make {NUMBERS[a + b]} {plural(first)}."
     small, large = sorted(rng.choice(3, 2, replace=False))
-    sizes = list(SIZES)
-    return f"A {sizes[small]} {first} fits into a {sizes[large]} {first}, not the other way round."
+    return f"A {SIZES[small]} {first} fits into a {SIZES[large]} {first}, not the other way round."
 
 
-def held_out_prompts(*, per_category=100, seed=0):
+def held_out_prompts(level, *, per_category=100, seed=0):
     """{category: [{'prompt', 'things': [[size, color, shape], ...], 'relation'}]}, all distinct.
 
     Attributes that a prompt leaves open are '' in 'things'.
@@ -351,7 +343,7 @@ def held_out_prompts(*, per_category=100, seed=0):
     for category in CATEGORIES:
         by_text = {}
         while len(by_text) < per_category:
-            scene = sample_scene(rng, category=category, split="heldout")
+            scene = sample_scene(rng, level, category=category, split="heldout")
             attributes = lambda t, on=named[category]: [
                 name if use else "" for name, use in zip(t[:3], on, strict=True)
             ]

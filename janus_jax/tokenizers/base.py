@@ -33,12 +33,14 @@ class ImageTokenizer(nnx.Module):
     def reconstruct(self, images):
         """Encodes and decodes: uint8[M, h, w, 3] -> float[M, h, w, 3] in [-1, 1], not clipped."""
 
-    def batch_statistics(self, pixels, used):
-        """What the training loss must know of all images of a step, without gradient.
+    def batch_statistics(self, pixels, used, *, step, settings):
+        """What the training loss must know of the step and all its images, without gradient.
 
         Args:
           pixels: float[M, h, w, 3] in [-1, 1], the whole global batch.
           used: bool[M], False for empty slots.
+          step: int32 scalar, steps done.
+          settings: `config.model.generation.tokenizer_training`.
 
         Returns:
           any pytree; empty by default.
@@ -46,30 +48,48 @@ class ImageTokenizer(nnx.Module):
         return ()
 
     @abc.abstractmethod
-    def training_loss(self, pixels, keys, statistics, *, weights):
+    def training_loss(self, pixels, keys, statistics, *, settings):
         """The loss of training the tokenizer alone.
 
         Args:
           pixels: float[M, h, w, 3] in [-1, 1].
           keys: key[M].
           statistics: of the global batch, from `batch_statistics`.
-          weights: {term: weight}, `config.model.generation.tokenizer_training`.
+          settings: `config.model.generation.tokenizer_training`.
 
         Returns:
           float32[M], {metric: float32[M]}.
         """
 
-    def calibrate(self, images, used):
-        """What the trained tokenizer measures of itself: uint8[M, h, w, 3], bool[M] -> {path:
-        array}; empty by default.
+    def calibrates(self, step, *, saving, settings):
+        """Whether `calibrate` replaces parameters after a step of the training; by default never.
+
+        Args:
+          step: steps done.
+          saving: whether a checkpoint follows.
+          settings: `config.model.generation.tokenizer_training`.
         """
+        return False
+
+    def calibrate(self, images, used):
+        """What the tokenizer measures of itself: uint8[M, h, w, 3], bool[M] -> {path: array}."""
         return {}
 
 
-def reconstruction_errors(output, pixels):
-    """Mean squared and mean absolute error per image, float32[M] each, of two float[M, h, w, 3]."""
-    squared = jnp.mean((output - pixels) ** 2, axis=(1, 2, 3))
-    absolute = jnp.mean(jnp.abs(output - pixels), axis=(1, 2, 3))
+FOREGROUND = 0.2  # least difference from the background, of 2 between black and white
+
+
+def reconstruction_errors(output, pixels, *, foreground=0.0):
+    """Mean squared and mean absolute error per image, float32[M] each, of two float[M, h, w, 3].
+
+    Pixels that differ from the background, the median of the four corners, weigh 1 + `foreground`.
+    """
+    corners = pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    background = jnp.median(corners, axis=1)[:, None, None]
+    differs = jnp.max(jnp.abs(pixels - background), axis=-1, keepdims=True) > FOREGROUND
+    weight = 1 + foreground * differs
+    squared = jnp.mean(weight * (output - pixels) ** 2, axis=(1, 2, 3))
+    absolute = jnp.mean(weight * jnp.abs(output - pixels), axis=(1, 2, 3))
     return squared, absolute
 
 

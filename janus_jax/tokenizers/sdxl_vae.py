@@ -73,26 +73,31 @@ class VAE(ImageTokenizer):
         mean, _ = self.encode(to_float(images, jnp.float32))
         return self.decode(mean)
 
-    def training_loss(self, pixels, keys, statistics, *, weights):
+    def training_loss(self, pixels, keys, statistics, *, settings):
         """Reconstruction from a sampled latent, and the posterior's KL divergence from N(0, 1), a
         mean over latents.
 
-        `weights` has `squared`, `absolute` (reconstruction) and `divergence`.
+        `settings` has the weights `squared`, `absolute` (reconstruction), `foreground` (of pixels
+        that are not background, in addition to 1) and `divergence`.
         """
         mean, logvar = self.encode(pixels)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         output = self.decode(mean + jnp.exp(logvar / 2) * noise)
-        squared, absolute = reconstruction_errors(output, pixels)
+        squared, absolute = reconstruction_errors(output, pixels, foreground=settings["foreground"])
         average = lambda x: jnp.mean(x, axis=(1, 2, 3))
         divergence = 0.5 * average(mean**2 + jnp.exp(logvar) - 1 - logvar)
         loss = (
-            weights["squared"] * squared
-            + weights["absolute"] * absolute
-            + weights["divergence"] * divergence
+            settings["squared"] * squared
+            + settings["absolute"] * absolute
+            + settings["divergence"] * divergence
         )
         return loss, dict(
             squared_error=squared, divergence=divergence, latent_size=average(mean**2) ** 0.5
         )
+
+    def calibrates(self, step, *, saving, settings):
+        """Before every checkpoint."""
+        return saving
 
     def calibrate(self, images, used):
         """`scale` becomes 1 / the standard deviation of the latents of these images."""

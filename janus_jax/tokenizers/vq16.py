@@ -29,10 +29,12 @@ class CodeUsage(NamedTuple):
     """How the images of a step use the codebook of V codes.
 
     Attributes:
+      quantize: bool, False in the first `continuous_steps` of the training.
       unused: float32[V], 1 for codes that no image uses.
       targets: float32[V, C], for every code the nearest of the vectors that are quantised badly.
     """
 
+    quantize: jax.Array
     unused: jax.Array
     targets: jax.Array
 
@@ -111,7 +113,7 @@ class VQTokenizer(ImageTokenizer):
         return self.decode(self.codes(images))
 
     @jax.default_matmul_precision("highest")
-    def batch_statistics(self, pixels, used):
+    def batch_statistics(self, pixels, used, *, step, settings):
         """Which codes no image uses, and which vectors could use one: float[M, h, w, 3], bool[M] ->
         CodeUsage.
 
@@ -128,14 +130,17 @@ class VQTokenizer(ImageTokenizer):
         no_code = len(book)  # out of range, so that the codes of empty slots are dropped
         used_codes = jnp.where(used[:, None], codes, no_code).reshape(-1)
         unused = jnp.ones(len(book)).at[used_codes].set(0.0, mode="drop")
-        return jax.lax.stop_gradient(CodeUsage(unused, targets))
+        quantize = step >= settings["continuous_steps"]
+        return jax.lax.stop_gradient(CodeUsage(quantize, unused, targets))
 
     @jax.default_matmul_precision("highest")
-    def quantize_through(self, pixels):
+    def quantize_through(self, pixels, *, quantize=True):
         """A training pass with straight-through gradients.
 
         Args:
           pixels: float[M, h, w, 3] in [-1, 1].
+          quantize: bool scalar; without it the decoder reads the encoder's vectors as they are, and
+            both losses are 0.
 
         Returns:
           pixels float[M, h, w, 3]; codebook loss mean (z_q - sg z)^2 and commitment loss mean (sg
@@ -145,21 +150,57 @@ class VQTokenizer(ImageTokenizer):
         z_q = normalize(self.codebook[...])[self.nearest(z)].reshape(z.shape)
         codebook = jnp.mean((z_q - jax.lax.stop_gradient(z)) ** 2, axis=(1, 2, 3))
         commitment = jnp.mean((jax.lax.stop_gradient(z_q) - z) ** 2, axis=(1, 2, 3))
-        through = z + jax.lax.stop_gradient(z_q - z)
-        return self.decoder(self.post_quant_conv(through)), codebook, commitment
+        through = z + jnp.where(quantize, jax.lax.stop_gradient(z_q - z), 0.0)
+        output = self.decoder(self.post_quant_conv(through))
+        return output, jnp.where(quantize, codebook, 0.0), jnp.where(quantize, commitment, 0.0)
 
-    def training_loss(self, pixels, keys, statistics, *, weights):
+    def training_loss(self, pixels, keys, statistics, *, settings):
         """Reconstruction, codebook and commitment losses (VQ-VAE), and a pull of unused codes
         towards bad vectors.
 
-        `weights` has `squared`, `absolute` (reconstruction), `commitment`, and `revival` of the
-        unused codes.
+        `settings` has the weights `squared`, `absolute` (reconstruction), `foreground` (of pixels
+        that are not background, in addition to 1), `commitment`, and `revival` of unused codes; and
+        `continuous_steps`, the steps at the beginning that do not quantise.
         """
-        output, codebook, commitment = self.quantize_through(pixels)
-        squared, absolute = reconstruction_errors(output, pixels)
+        output, codebook, commitment = self.quantize_through(pixels, quantize=statistics.quantize)
+        squared, absolute = reconstruction_errors(output, pixels, foreground=settings["foreground"])
         book = normalize(self.codebook[...])
         revival = jnp.mean(statistics.unused * jnp.mean((book - statistics.targets) ** 2, axis=-1))
-        loss = weights["squared"] * squared + weights["absolute"] * absolute + codebook
-        loss = loss + weights["commitment"] * commitment + weights["revival"] * revival
+        loss = settings["squared"] * squared + settings["absolute"] * absolute + codebook
+        loss = loss + settings["commitment"] * commitment + settings["revival"] * revival
         codes_used = jnp.full_like(squared, jnp.mean(1 - statistics.unused))
         return loss, dict(squared_error=squared, commitment=commitment, codes_used=codes_used)
+
+    def calibrates(self, step, *, saving, settings):
+        """Once, after the steps without quantiser."""
+        return step == settings["continuous_steps"]
+
+    @jax.default_matmul_precision("highest")
+    def calibrate(self, images, used):
+        """The codebook becomes a choice of the vectors of these images that are far apart."""
+        vectors = normalize(self.encode(to_float(images, jnp.float32)))
+        weights = jnp.broadcast_to(used[:, None, None], vectors.shape[:3]).reshape(-1)
+        vectors = vectors.reshape(-1, vectors.shape[-1])
+        return {"codebook": spread_choice(vectors, weights, num=len(self.codebook[...]))}
+
+
+def spread_choice(vectors, weights, *, num):
+    """Chooses vectors one by one, each with a probability proportional to its squared distance from
+    those chosen before: the seeding of k-means++ (Arthur and Vassilvitskii, 2007).
+
+    Args:
+      vectors: float[N, C].
+      weights: [N], of the vectors; 0 for those that must not be chosen.
+      num: vectors to choose; where N is smaller, some are chosen twice.
+
+    Returns:
+      float[num, C].
+    """
+    keys = jax.random.split(jax.random.key(0), num)
+
+    def choose(distances, key):
+        logits = jnp.log(weights * (distances + 1e-9))
+        chosen = vectors[jax.random.categorical(key, logits)]
+        return jnp.minimum(distances, jnp.sum((vectors - chosen) ** 2, axis=-1)), chosen
+
+    return jax.lax.scan(choose, jnp.ones(len(vectors)), keys)[1]

@@ -1,8 +1,8 @@
-"""What happens at every checkpoint: calibrate, save, measure held-out losses, draw samples,
+"""What happens at every checkpoint: save, measure held-out losses, draw samples,
 score.
 """
 
-from janus_jax import checkpoint, distributed, train_step
+from janus_jax import checkpoint, distributed
 from janus_jax.recipe.data import held_out_batches
 from janus_jax.train.held_out import HeldOut
 from janus_jax.train.samples import SampleLogger
@@ -26,7 +26,6 @@ class AtCheckpoint:
         self._samples = SampleLogger(stage, tokenizer, folder=workdir / "samples", log=log)
         batches, mixture = held_out_batches(stage, host=distributed.host_share(stage.mesh))
         self._held_out = HeldOut(stage, batches, mixture=mixture, log=log)
-        self._calibrate = None
 
     def __call__(self, state, batch, *, position, stopping):
         """Saves a step; unless the run is stopping, also measures and samples.
@@ -36,13 +35,7 @@ class AtCheckpoint:
           batch: Batch of the step.
           position: of the data after the step, this process's shards.
           stopping: whether the process must exit soon.
-
-        Returns:
-          TrainState, calibrated.
         """
-        if self._stage.objective.calibrate:
-            self._calibrate = self._calibrate or train_step.jit_calibrate(self._stage, state)
-            state = self._calibrate(state, batch)
         step = self._about["stage_start"] + int(state.step)
         optimizer = {"opt_state": state.opt_state, "step": state.step, "skipped": state.skipped}
         about = self._about | {"data": distributed.merge_dicts(position)}
@@ -50,9 +43,8 @@ class AtCheckpoint:
             step, params=state.params, optimizer=optimizer, ema=state.ema, about=about
         )
         if not stopping:
-            self._held_out(step, state.params)
+            self._held_out(step, state)
             self._samples(step, state.averaged_params, batch)
-        return state
 
     def close(self):
         """Returns when everything is on disk."""

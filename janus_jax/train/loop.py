@@ -67,6 +67,7 @@ def _steps(stage, state, pipeline, at_checkpoint, reporter, preempted):
     for the host.
     """
     step = train_step.jit(stage, state)
+    calibrate = train_step.jit_calibrate(stage, state)
     data = Prefetch(pipeline)
     try:
         for number in range(int(state.step) + 1, stage.last_step + 1):
@@ -76,9 +77,14 @@ def _steps(stage, state, pipeline, at_checkpoint, reporter, preempted):
             state, metrics = step(state, batch)
             reporter.add(number, packed, metrics)
             stopping = preempted(reporter.global_step)
-            if number % stage.config["save_every"] == 0 or number == stage.last_step or stopping:
+            saving = (
+                number % stage.config["save_every"] == 0 or number == stage.last_step or stopping
+            )
+            if stage.objective.calibrates(number, saving=saving):
+                state = calibrate(state, batch)
+            if saving:
                 reporter.flush()
-                state = at_checkpoint(state, batch, position=packed.state, stopping=stopping)
+                at_checkpoint(state, batch, position=packed.state, stopping=stopping)
                 reporter.checkpointed()
             if stopping:
                 return True

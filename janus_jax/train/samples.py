@@ -50,9 +50,8 @@ class SampleLogger:
             name: p[:SCORED_PROMPTS]
             for name, p in score.load_prompts(self._settings["shapes"]).items()
         }
-        shares, _ = score.score(
-            score.draw_all(sampler, prompts, seeds=[0], guidance=guidance), prompts
-        )
+        images = score.draw_all(sampler, prompts, seeds=[0], guidance=guidance)
+        shares, _ = score.score(images, prompts, score.load_level(self._settings["shapes"]))
         self._log.write(step, {f"shapes/{name}": share for name, share in shares.items()})
 
     def _drawings(self, params):

@@ -88,21 +88,21 @@ def get_config():
     return c
 
 
-def tiny_model(*, vocab_size):
-    """The published architecture at 48 px: 9 features to understand, 9 codes to generate."""
+def tiny_model(*, vocab_size, image_size=48):
+    """The published architecture; at 48 px 9 features to understand and 36 codes to generate."""
     transformer = dict(num_layers=4, embed_dim=128, mlp_dim=384, norm_eps=1e-6, remat="none")
     tokenizer = dict(
         base_channels=16,
-        channel_mult=(1, 1, 2, 2, 4),
+        channel_mult=(1, 2, 2, 4),
         num_res_blocks=1,
         z_channels=64,
-        codebook_size=256,
+        codebook_size=768,
         codebook_dim=8,
         num_groups=4,
     )
     training = dict(
-        squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, revival=0.0,
-        continuous_steps=150, crop=0,
+        squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, revival=1.0, sparsity=0.05,
+        continuous_steps=200, crop=0,
     )  # fmt: skip
     return ConfigDict(
         dict(
@@ -110,19 +110,22 @@ def tiny_model(*, vocab_size):
                 vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer
             ),
             understanding=dict(
-                encoder=dict(image_size=48, patch_size=16, num_heads=4, **transformer),
+                encoder=dict(image_size=image_size, patch_size=16, num_heads=4, **transformer),
                 adaptor="mlp",
                 begin=False,
             ),
             generation=dict(
-                kind="vq", image_size=48, tokenizer=tokenizer, tokenizer_training=training
+                kind="vq",
+                image_size=image_size,
+                tokenizer=tokenizer,
+                tokenizer_training=training,
             ),
         )
     )
 
 
 def tiny_flow_model(*, vocab_size):
-    """JanusFlow's architecture at 64 px: 16 features to understand, 16 latents to generate."""
+    """JanusFlow's architecture at 48 px: 9 features to understand, 9 latent tokens to generate."""
     model = tiny_model(vocab_size=vocab_size)
     width = dict(embed_dim=64, mlp_dim=192)
     model.llm.update(width)
@@ -130,9 +133,11 @@ def tiny_flow_model(*, vocab_size):
     model.understanding.update(adaptor="linear", begin=True)
     model.generation = dict(
         kind="flow",
-        image_size=64,
+        image_size=48,
         tokenizer=dict(widths=(8, 16, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
-        tokenizer_training=dict(squared=1.0, absolute=1.0, divergence=5e-3, crop=32),
+        tokenizer_training=dict(
+            squared=1.0, absolute=1.0, foreground=4.0, divergence=5e-3, crop=0
+        ),
         unet=dict(dim=64, num_blocks=2, norm_eps=1e-6),
         alignment=dict(layer=2, feature_dim=64),
         sample_latents=False,

@@ -31,7 +31,8 @@ def get_config(stage="all"):
     c.samples.update(
         prompts=PROMPTS, guidance=1.0
     )  # guidance moves samples away from memorised images
-    c.model = common.tiny_model(vocab_size=1024)
+    c.model = common.tiny_model(vocab_size=1024, image_size=64)
+    c.model.generation.tokenizer_training.crop = 32
     c.data.tokenizer = "data/openmoji/tokenizer.json"
     emoji = lambda split, **fields: common.source(
         "data/openmoji/openmoji/1.0.0", kind="tfds", split=split, fields=fields

@@ -27,6 +27,7 @@ from janus_jax.recipe.data import build_pipeline
 from janus_jax.recipe.load import load_sampler
 from janus_jax.recipe.stage import make_stage
 from janus_jax.shapes import reader, world
+from janus_jax.shapes.levels import LEVELS
 from tests.conftest import ROOT
 from tests.helpers import random_weights
 from tests.paths import flow
@@ -82,15 +83,15 @@ def test_rows_and_slots_are_full(shapes_set, record_property):
     assert min(tokens) >= 0.95 and min(slots) >= 0.80
 
 
-def test_the_reader_is_exact_on_three_thousand_images(record_property):
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_the_reader_is_exact_on_three_thousand_images(level, record_property):
     rng = np.random.default_rng(11)
     correct = []
     for category in world.CATEGORIES:
         for i in range(500):
-            scene = world.sample_scene(
-                rng, category=category, split="heldout" if i % 2 else "train"
-            )
-            things = reader.read(world.render(rng, scene))
+            split = "heldout" if i % 2 else "train"
+            scene = world.sample_scene(rng, level, category=category, split=split)
+            things = reader.read(world.render(rng, level, scene), level)
             expected = [list(thing[:3]) for thing in scene.things]
             if category == "counting":
                 correct.append(sorted(list(thing[:3]) for thing in things) == sorted(expected))

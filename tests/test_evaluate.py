@@ -239,7 +239,9 @@ def test_shapes_runs_on_a_model(data, trained, tmp_path):
     assert code == 0, err
     result = json.loads((tmp_path / "out/evaluation.json").read_text())
     guidance = checkpoint.open_saved(trained).about["config"]["samples"]["guidance"]
-    assert set(result) == {"understanding", "drawing", "ceiling", "floor", "settings"}
+    assert set(result) == {
+        *("understanding", "drawing", "ceiling", "floor", "round_trip", "settings")
+    }
     assert set(result["drawing"]) == {*prompts, "overall"} == set(result["ceiling"])
     assert result["understanding"]["questions"] == 16
     assert result["understanding"]["majority_answer_baseline"] <= 0.4

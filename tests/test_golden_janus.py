@@ -94,7 +94,7 @@ def test_codes_and_tokenizer_losses(golden):
     codes = tokenizer.nearest(vectors)
     np.testing.assert_array_equal(codes, io["vq/ids"])
     close(jax.jit(tokenizer.decode)(codes), nhwc(io["vq/decoded"]))
-    _, codebook, commitment = jax.jit(tokenizer.quantize_through)(pixels)
+    _, codebook, commitment, _ = jax.jit(tokenizer.quantize_through)(pixels)
     close(codebook.mean(), io["vq/loss_codebook"])
     close(0.25 * commitment.mean(), io["vq/loss_commit"])
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.shapes import reader, world
+from janus_jax.shapes.levels import LEVELS
 
 NAMED = {  # which of (size, color, shape) the prompts of a category name
     "single_object": (1, 0, 1),
@@ -20,14 +21,15 @@ def attributes_of(scene):
     return [[name if u else "" for name, u in zip(t[:3], use, strict=True)] for t in scene.things]
 
 
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize("category", world.CATEGORIES)
-def test_reader_accepts_scenes_and_refuses_near_misses(category):
+def test_reader_accepts_scenes_and_refuses_near_misses(category, level):
     rng = np.random.default_rng(1)
     correct, near_misses = [], []
     for i in range(150):
         split = "heldout" if i % 2 else "train"
-        scene = world.sample_scene(rng, category=category, split=split)
-        things = reader.read(world.render(rng, scene))
+        scene = world.sample_scene(rng, level, category=category, split=split)
+        things = reader.read(world.render(rng, level, scene), level)
         fits = lambda expected, relation, things=things: reader.fits(
             things, expected=expected, relation=relation
         )

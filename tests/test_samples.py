@@ -22,9 +22,11 @@ def test_shapes_are_scored_while_a_run_trains(config, data, monkeypatch):
 
     def draw_all(sampler, prompts, *, seeds, guidance):
         assert guidance.scale == config.samples.guidance and seeds == [0]
-        rng = np.random.default_rng(0)
+        rng, level = np.random.default_rng(0), score.load_level(data)
         return {
-            category: np.stack([[score.render_prompt(rng, category, prompt)] for prompt in part])
+            category: np.stack(
+                [[score.render_prompt(rng, level, category, prompt)] for prompt in part]
+            )
             for category, part in prompts.items()
         }
 

@@ -3,20 +3,45 @@
 import json
 
 import numpy as np
+import pytest
 
 from janus_jax.shapes import world
+from janus_jax.shapes.levels import LEVELS
 
 
-def test_training_scenes_have_no_held_out_combination():
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_training_scenes_have_no_held_out_combination(level):
     rng = np.random.default_rng(0)
     for category in world.CATEGORIES:
-        for _ in range(100):
-            assert not world.held_out(world.sample_scene(rng, category=category, split="train"))
-            assert world.held_out(world.sample_scene(rng, category=category, split="heldout"))
+        for _ in range(50):
+            sample = lambda split, c=category: world.sample_scene(
+                rng, level, category=c, split=split
+            )
+            assert not world.held_out(sample("train")) and world.held_out(sample("heldout"))
+
+
+def test_objects_of_the_cells_level_are_alone_in_their_cells():
+    level, rng = LEVELS["cells"], np.random.default_rng(0)
+    for _ in range(50):
+        things = world.sample_collage(rng, level).things
+        cells = {(t.x // level.cell_size, t.y // level.cell_size) for t in things}
+        assert len(cells) == len(things)
+        pixels = world.render(rng, level, world.Scene("", things)).astype(int)
+        filled = {
+            (x, y)
+            for x in range(level.cells)
+            for y in range(level.cells)
+            if (abs(_cell(pixels, x, y, level.cell_size) - world.GROUND) > 60).any()
+        }
+        assert filled == cells
+
+
+def _cell(pixels, x, y, size):
+    return pixels[y * size : (y + 1) * size, x * size : (x + 1) * size]
 
 
 def test_held_out_prompts_are_distinct():
-    prompts = world.held_out_prompts()
+    prompts = world.held_out_prompts(LEVELS["cells"])
     for category in world.CATEGORIES:
         assert len({p["prompt"] for p in prompts[category]}) == 100
 

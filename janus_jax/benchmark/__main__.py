@@ -1,4 +1,5 @@
-"""Measures speed with made-up data that needs no files, or with the data of a config.
+"""Measures speed with made-up data that needs no files, or with the data of a config; and what a
+trained encoder's features say.
 
     # 384 px JPEGs, rows of 4096; then images to generate as cached codes
     python -m janus_jax.benchmark data
@@ -14,6 +15,8 @@
     python -m janus_jax.benchmark train --dims=docs/small.json --peer=transformers
     python -m janus_jax.benchmark draw --dims=docs/small.json --batch=16
     python -m janus_jax.benchmark ask --dims=docs/small.json --peer=transformers
+    # what a linear probe reads from the features of a model trained on shapes
+    python -m janus_jax.benchmark probe --checkpoint=runs/quickstart
 
 train      the train step on packed rows: a stage of --config (its batch, rows and mesh), or the
            model of --dims
@@ -24,6 +27,8 @@ data       from records to packed batches on this host: records, tokens and imag
            executed FLOPs; decoding alone, and the whole pipeline, compared with a bare loop of PIL
            over the same images and threads; and how many cores one accelerator needs
 fill       how full packed rows and image slots get, and which slots to give, without any data
+probe      accuracies of linear probes of shape, color and cell on the features of the encoder and
+           behind its adaptor, for models of `shapes` in cells
 
 Every time is the median of --repeats after a warm-up. MFU is the useful FLOPs (no padding, no
 recomputation) as a share of the device's peak; on CPU, of the rate of a jitted product, best of 30.
@@ -47,12 +52,14 @@ import rich.table
 
 from janus_jax import cli, sharding
 from janus_jax.batch import TASKS
-from janus_jax.benchmark import data, timing, workload
+from janus_jax.benchmark import data, probe, timing, workload
 from janus_jax.data import synthetic
 from janus_jax.errors import UserError
 from janus_jax.recipe.checks import complete
+from janus_jax.recipe.load import load_sampler
 
 CONFIG = cli.config_flag()
+CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "probe: a workdir or a checkpoint.")
 DIMS = cli.flags.DEFINE_string(
     "dims", None, "A shape file: model and example lengths; no data are needed."
 )
@@ -90,14 +97,10 @@ def main(command):
         raise UserError("--config and --dims exclude each other, and fill takes --dims only.")
     if PEER.value:  # it needs a share of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    figures = {"data": measure_data, "fill": fill, "train": train, "draw": draw, "ask": ask}[
-        command
-    ]()
-    lines = (
-        figures["table"]
-        if command == "fill"
-        else [{"what": k, "value": v} for k, v in figures.items()]
-    )
+    commands = {"train": train, "draw": draw, "ask": ask, "data": measure_data, "fill": fill}
+    commands["probe"] = probe_features
+    figures = commands[command]()
+    lines = figures.get("table") or [{"what": k, "value": v} for k, v in figures.items()]
     table = rich.table.Table(*lines[0])
     for line in lines:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.values()))
@@ -216,5 +219,16 @@ def fill():
     return {"name": "fill", "length": work.settings["length"], "table": table}
 
 
+def probe_features():
+    """What a linear probe reads from the features of --checkpoint: a dict with a table."""
+    if not CHECKPOINT.value:
+        raise UserError("Name a trained model: --checkpoint=runs/quickstart.")
+    sampler = load_sampler(CHECKPOINT.value)
+    with jax.set_mesh(sampler.mesh):
+        return {"name": "probe", "table": probe.probe(sampler)}
+
+
 if __name__ == "__main__":
-    cli.run_commands(main, commands=("train", "draw", "ask", "data", "fill"), usage=__doc__)
+    cli.run_commands(
+        main, commands=("train", "draw", "ask", "data", "fill", "probe"), usage=__doc__
+    )

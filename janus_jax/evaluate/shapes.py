@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import rich.console
 import rich.table
 from absl import logging
@@ -15,6 +16,7 @@ from janus_jax.inference.contact_sheet import contact_sheet
 from janus_jax.shapes import score
 
 SHEET_PROMPTS = 8  # of each category on the contact sheet
+ROUND_TRIPS = 100  # generated images that the model answers a question about
 
 
 class Shapes(Benchmark):
@@ -44,6 +46,8 @@ class Shapes(Benchmark):
             batch=options.batch,
         )
         questions = score.load_questions(options.data)
+        first = np.stack([part[:, 0] for part in images.values()], axis=1)
+        mixed = np.concatenate(first)[:ROUND_TRIPS]  # one of each category after the other
         level = score.load_level(options.data)
         drawing, floor = score.score(images, prompts, level)
         result = {
@@ -51,6 +55,7 @@ class Shapes(Benchmark):
             "drawing": drawing,
             "ceiling": score.ceiling(sampler, prompts, level, batch=options.batch),
             "floor": floor,
+            "round_trip": score.round_trip(sampler, mixed, level, batch=options.batch),
             "settings": settings
             | {
                 "prompts": {category: len(part) for category, part in prompts.items()},
@@ -65,12 +70,12 @@ class Shapes(Benchmark):
             return
         write_json(options.out / "evaluation.json", result)
         on_sheet = [
-            (prompt["prompt"], images[category][i, 0])
+            (prompt["prompt"], image, score.is_right(image, prompt, level))
             for category, part in prompts.items()
-            for i, prompt in enumerate(part[:SHEET_PROMPTS])
+            for prompt, (image, *_) in zip(part[:SHEET_PROMPTS], images[category], strict=False)
         ]
-        captions, first_images = zip(*on_sheet, strict=True)
-        contact_sheet(first_images, captions).save(options.out / "sheet.png")
+        captions, first_images, right = zip(*on_sheet, strict=True)
+        contact_sheet(first_images, captions, right=right).save(options.out / "sheet.png")
         _print(result)
         logging.info("Wrote evaluation.json and sheet.png to %s", options.out)
 
@@ -84,4 +89,6 @@ def _print(result):
     answers = result["understanding"]
     baseline = answers.get("majority_answer_baseline", 0)
     table.add_row("understanding", f"{answers['accuracy']:.3f}", "", f"{baseline:.3f}")
+    trip = result["round_trip"]
+    table.add_row("round trip: answers about its drawings", f"{trip['accuracy']:.3f}", "", "")
     rich.console.Console().print(table)

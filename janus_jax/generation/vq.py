@@ -49,7 +49,8 @@ class VQNets(GenerationNets):
         self.embed = param(
             rngs, (codes, dim), ("codes", "code_dim"), nnx.initializers.normal(dim**-0.5)
         )
-        self.adaptor = Mlp(rngs, dim, embed_dim, embed_dim, axes=("code_dim", "embed_out", "embed"))
+        axes = ("code_dim", "embed_out", "embed")
+        self.adaptor = Mlp(rngs, dim, embed_dim, embed_dim, axes=axes, unit_inputs=True)
         self.head = Mlp(rngs, embed_dim, embed_dim, codes, axes=("embed_out", "embed", "vocab"))
 
     @staticmethod

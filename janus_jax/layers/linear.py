@@ -37,10 +37,10 @@ def trailing(vector, like):
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias). Fresh kernels are LeCun normal, biases zero."""
+    """x @ kernel (+ bias). Fresh kernels are LeCun normal by default, biases zero."""
 
-    def __init__(self, rngs, in_dim, out_dim, *, axes, bias=True):
-        self.kernel = param(rngs, (in_dim, out_dim), axes, lecun_normal())
+    def __init__(self, rngs, in_dim, out_dim, *, axes, bias=True, init=None):
+        self.kernel = param(rngs, (in_dim, out_dim), axes, init or lecun_normal())
         self.bias = param(rngs, (out_dim,), axes[1:], zeros) if bias else None
 
     def __call__(self, x):
@@ -69,9 +69,10 @@ class Mlp(nnx.Module):
     that of `Linear`.
     """
 
-    def __init__(self, rngs, in_dim, hidden_dim, out_dim, *, axes):
-        """`axes` names (in, hidden, out)."""
-        self.fc_1 = Linear(rngs, in_dim, hidden_dim, axes=axes[:2])
+    def __init__(self, rngs, in_dim, hidden_dim, out_dim, *, axes, unit_inputs=False):
+        """`axes` names (in, hidden, out); `unit_inputs`: inputs have the length 1, not sqrt(in)."""
+        first = nnx.initializers.normal(1.0) if unit_inputs else lecun_normal()
+        self.fc_1 = Linear(rngs, in_dim, hidden_dim, axes=axes[:2], init=first)
         self.fc_2 = Linear(rngs, hidden_dim, out_dim, axes=axes[1:])
 
     def __call__(self, x):

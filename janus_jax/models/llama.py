@@ -65,7 +65,7 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """Embedding table, a stack of blocks, final norm, and the text head (not tied to the table).
 
-    Fresh kernels are LeCun normal, the embedding table N(0, 0.02^2).
+    Fresh kernels are LeCun normal, the embedding table N(0, 1).
     """
 
     def __init__(
@@ -83,8 +83,9 @@ class Llama(nnx.Module):
         self.remat = check_policy(remat)
         self.num_layers = num_layers
         make_block = functools.partial(Block, embed_dim=embed_dim, norm_eps=norm_eps, **block)
-        normal = nnx.initializers.normal(0.02)
-        self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), normal)
+        # As large as what the blocks add to it, and as image features, so that none drowns.
+        unit = nnx.initializers.normal(1.0)
+        self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), unit)
         keys = jax.random.split(rngs(), num_layers)
         self.layers = jax.vmap(lambda key: make_block(Rngs(key)))(keys)
         self.norm = RMSNorm(rngs, embed_dim, eps=norm_eps)

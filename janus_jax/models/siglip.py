@@ -36,7 +36,7 @@ class EncoderBlock(nnx.Module):
 
 
 class Siglip(nnx.Module):
-    """Images to features. Fresh kernels are LeCun normal, position embeddings N(0, 0.02^2).
+    """Images to features. Fresh kernels are LeCun normal, position embeddings N(0, 0.7^2).
 
     It shows the contract of an understanding encoder, which consists of
 
@@ -67,7 +67,8 @@ class Siglip(nnx.Module):
         )
         self.patch = Linear(rngs, 3 * patch_size**2, embed_dim, axes=("pixel", "embed"))
         positions = (self.num_tokens(image_size, image_size), embed_dim)
-        normal = nnx.initializers.normal(0.02)
+        # As large as the patches, or the features say what is in a patch, but not where it is.
+        normal = nnx.initializers.normal(0.7)
         self.position = param(rngs, positions, ("position", "embed"), normal)
         keys = jax.random.split(rngs(), num_layers)
         self.layers = jax.vmap(lambda key: make_block(Rngs(key)))(keys)

@@ -71,10 +71,10 @@ class Objective(abc.ABC):
         """
 
     def calibrates(self, step, *, saving):
-        """Whether `calibrate` replaces parameters after `step` steps of the stage; by default never.
+        """Whether `calibrate` replaces parameters after `step` steps; by default never.
 
         Args:
-          step: steps done.
+          step: steps of the stage that are done.
           saving: whether a checkpoint follows.
         """
         return False

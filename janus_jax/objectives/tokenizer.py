@@ -13,8 +13,7 @@ from janus_jax.models.functional import ModelSpec
 from janus_jax.objectives.base import MODEL, Objective, mean_over_images
 from janus_jax.tokenizers.base import training_pixels
 
-
-DEFAULTS = dict(crop=0, foreground=0.0, continuous_steps=0)
+DEFAULTS = dict(crop=0, foreground=0.0, continuous_steps=0, sparsity=0.0)
 
 
 class TokenizerModel(nnx.Module):

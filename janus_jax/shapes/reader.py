@@ -21,8 +21,8 @@ FOREGROUND = 95.0  # RGB distance from the background
 
 
 class Templates(NamedTuple):
-    """Outlines that regions are compared with: coverage float[n, window, window], their areas, shape
-    names and radii.
+    """Outlines that regions are compared with: coverage float[n, window, window], their areas,
+    shape names and radii.
     """
 
     masks: np.ndarray

@@ -126,12 +126,49 @@ def score(images, prompts, level):
 
 def _share(things_of_images, prompt):
     """Share of images, given by their objects, that match a prompt."""
-    return np.mean(
-        [
-            reader.fits(things, expected=prompt["things"], relation=prompt["relation"])
-            for things in things_of_images
-        ]
-    )
+    return np.mean([_fits(things, prompt) for things in things_of_images])
+
+
+def _fits(things, prompt):
+    return reader.fits(things, expected=prompt["things"], relation=prompt["relation"])
+
+
+def is_right(image, prompt, level):
+    """Whether an image, uint8[h, w, 3], shows what a prompt describes."""
+    return _fits(reader.read(image, level), prompt)
+
+
+def round_trip(sampler, images, level, *, batch=BATCH, seed=0):
+    """Share of right answers to questions about images that the model itself has generated.
+
+    The right answer is that of what the reader sees. An image that shows no scene counts as wrong.
+
+    Args:
+      sampler: Sampler.
+      images: uint8[M, h, w, 3].
+      level: Level of the images.
+      batch: questions at once.
+      seed: of the questions.
+
+    Returns:
+      {'accuracy', 'questions', 'unreadable'}, the last one a share.
+    """
+    rng = np.random.default_rng((seed, 5))
+    scenes = [world.as_scene(reader.read(image, level)) for image in images]
+    readable = [(image, scene) for image, scene in zip(images, scenes, strict=True) if scene]
+    records = []
+    for image, scene in readable:
+        kind, question, answer = world.question(rng, scene)
+        content = {"image": world.encode_png(image), "question": question, "answer": answer}
+        records.append(content | {"kind": kind})
+    correct = 0.0
+    if records:
+        correct = understanding(sampler, records, batch=batch)["accuracy"] * len(records)
+    return {
+        "accuracy": correct / len(images),
+        "questions": len(images),
+        "unreadable": 1 - len(readable) / len(images),
+    }
 
 
 def ceiling(sampler, prompts, level, *, seed=0, batch=BATCH):

@@ -129,6 +129,16 @@ def sample_collage(rng, level):
             return placed
 
 
+def as_scene(things):
+    """The Scene that these objects make, or None if questions about them would be ambiguous."""
+    shapes, colors = {t.shape for t in things}, {t.color for t in things}
+    alike = 1 <= len(things) <= 4 and len(shapes) == len(colors) == 1
+    different = len(things) == len(shapes) == 2
+    if "" in shapes or not (alike or different):
+        return None
+    return Scene("", tuple(things))
+
+
 def _tests_its_category(scene):
     """Whether the attributes that the category's prompt names are a held-out combination."""
     thing = scene.things[0]

@@ -19,6 +19,8 @@ from janus_jax.tokenizers.autoencoder import Decoder, Encoder
 from janus_jax.tokenizers.base import ImageTokenizer, reconstruction_errors
 from janus_jax.tokenizers.chunks import map_in_chunks
 
+FLAT_WEIGHT = 1e-3  # of a vector whose pixels are all the same, where black and white differ by 2
+
 
 def normalize(x, eps=1e-12):
     """Rows of unit length: float[..., C] -> float[..., C]."""
@@ -143,8 +145,8 @@ class VQTokenizer(ImageTokenizer):
             both losses are 0.
 
         Returns:
-          pixels float[M, h, w, 3]; codebook loss mean (z_q - sg z)^2 and commitment loss mean (sg
-          z_q - z)^2, float32[M].
+          pixels float[M, h, w, 3]; codebook loss mean (z_q - sg z)^2, commitment loss mean (sg
+          z_q - z)^2 and mean distance of the vectors z from the pole (1, 0, ...), float32[M].
         """
         z = normalize(self.encode(pixels))
         z_q = normalize(self.codebook[...])[self.nearest(z)].reshape(z.shape)
@@ -152,22 +154,28 @@ class VQTokenizer(ImageTokenizer):
         commitment = jnp.mean((jax.lax.stop_gradient(z_q) - z) ** 2, axis=(1, 2, 3))
         through = z + jnp.where(quantize, jax.lax.stop_gradient(z_q - z), 0.0)
         output = self.decoder(self.post_quant_conv(through))
-        return output, jnp.where(quantize, codebook, 0.0), jnp.where(quantize, commitment, 0.0)
+        distance = jnp.mean(jnp.sqrt(2 - 2 * z[..., 0] + 1e-6), axis=(1, 2))
+        zero = lambda loss: jnp.where(quantize, loss, 0.0)
+        return output, zero(codebook), zero(commitment), distance
 
     def training_loss(self, pixels, keys, statistics, *, settings):
         """Reconstruction, codebook and commitment losses (VQ-VAE), and a pull of unused codes
         towards bad vectors.
 
         `settings` has the weights `squared`, `absolute` (reconstruction), `foreground` (of pixels
-        that are not background, in addition to 1), `commitment`, and `revival` of unused codes; and
-        `continuous_steps`, the steps at the beginning that do not quantise.
+        that are not background, in addition to 1), `commitment`, `revival` of unused codes, and
+        `sparsity`, of the vectors' distance from one fixed vector, which parts of an image without
+        content then share; and `continuous_steps`, the steps at the beginning that do not quantise.
         """
-        output, codebook, commitment = self.quantize_through(pixels, quantize=statistics.quantize)
+        output, codebook, commitment, distance = self.quantize_through(
+            pixels, quantize=statistics.quantize
+        )
         squared, absolute = reconstruction_errors(output, pixels, foreground=settings["foreground"])
         book = normalize(self.codebook[...])
         revival = jnp.mean(statistics.unused * jnp.mean((book - statistics.targets) ** 2, axis=-1))
         loss = settings["squared"] * squared + settings["absolute"] * absolute + codebook
         loss = loss + settings["commitment"] * commitment + settings["revival"] * revival
+        loss = loss + settings["sparsity"] * distance
         codes_used = jnp.full_like(squared, jnp.mean(1 - statistics.unused))
         return loss, dict(squared_error=squared, commitment=commitment, codes_used=codes_used)
 
@@ -177,11 +185,18 @@ class VQTokenizer(ImageTokenizer):
 
     @jax.default_matmul_precision("highest")
     def calibrate(self, images, used):
-        """The codebook becomes a choice of the vectors of these images that are far apart."""
-        vectors = normalize(self.encode(to_float(images, jnp.float32)))
-        weights = jnp.broadcast_to(used[:, None, None], vectors.shape[:3]).reshape(-1)
+        """The codebook becomes a choice of the vectors of these images that are far apart.
+
+        Vectors weigh as much as their pixels differ: a flat background gets few codes, or the LLM
+        would have to guess which of many it is.
+        """
+        pixels, d = to_float(images, jnp.float32), self.downsample
+        vectors = normalize(self.encode(pixels))
+        cells = rearrange(pixels, "m (h p) (w q) c -> m h w (p q) c", p=d, q=d)
+        weights = used[:, None, None] * (jnp.std(cells, axis=3).mean(axis=-1) + FLAT_WEIGHT)
         vectors = vectors.reshape(-1, vectors.shape[-1])
-        return {"codebook": spread_choice(vectors, weights, num=len(self.codebook[...]))}
+        chosen = spread_choice(vectors, weights.reshape(-1), num=len(self.codebook[...]))
+        return {"codebook": chosen}
 
 
 def spread_choice(vectors, weights, *, num):

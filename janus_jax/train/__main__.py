@@ -15,8 +15,8 @@ A stage starts from the first of these that exists:
 
 The workdir holds checkpoints/, metrics.jsonl (one JSON object per step), TensorBoard events,
 config.json, and samples/, contact sheets of config.samples.prompts as the model generates them at
-every checkpoint. Losses on config.held_out.sources and scores on config.samples.shapes are logged
-at every checkpoint, too.
+every checkpoint; at the end also curves.png, losses and scores against minutes. Losses on
+config.held_out.sources and scores on config.samples.shapes are logged at every checkpoint, too.
 """
 
 import sys

@@ -9,6 +9,7 @@ from janus_jax.layers.packed_attention import kernel_of
 from janus_jax.recipe.data import build_pipeline, check_caches
 from janus_jax.train import preflight, resume
 from janus_jax.train.at_checkpoint import AtCheckpoint
+from janus_jax.train.curves import write_curves
 from janus_jax.train.metrics import Log, Profile, Reporter
 
 
@@ -26,6 +27,8 @@ def train(config, workdir, *, preempted=lambda step: False):
     for stage in preflight.open_run(config, workdir):
         if train_stage(stage, workdir, preempted=preempted):
             return True
+    if distributed.is_primary():
+        write_curves(workdir)
     return False
 
 

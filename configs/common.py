@@ -101,8 +101,8 @@ def tiny_model(*, vocab_size, image_size=48):
         num_groups=4,
     )
     training = dict(
-        squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, revival=1.0, sparsity=0.05,
-        continuous_steps=200, crop=0,
+        squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, sparsity=0.05,
+        continuous_steps=250, crop=0,
     )  # fmt: skip
     return ConfigDict(
         dict(
@@ -135,9 +135,7 @@ def tiny_flow_model(*, vocab_size):
         kind="flow",
         image_size=48,
         tokenizer=dict(widths=(8, 16, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
-        tokenizer_training=dict(
-            squared=1.0, absolute=1.0, foreground=4.0, divergence=5e-3, crop=0
-        ),
+        tokenizer_training=dict(squared=1.0, absolute=1.0, foreground=4.0, divergence=5e-3, crop=0),
         unet=dict(dim=64, num_blocks=2, norm_eps=1e-6),
         alignment=dict(layer=2, feature_dim=64),
         sample_latents=False,

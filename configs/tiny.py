@@ -3,8 +3,8 @@ r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages, m
     python -m janus_jax.prepare shapes --out=data/shapes
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-The model is common.tiny_model: a tokenizer with 8x downsampling and 64 codes per image, a ViT
-with 16 features, and an LLM of 1.0M parameters.
+The model is common.tiny_model: a tokenizer with 8x downsampling and 36 codes per image, a ViT
+with 9 features, one for each cell of the images, and an LLM of 1.0M parameters.
 """
 
 from configs import common
@@ -41,28 +41,27 @@ def get_config(stage="all"):
     sources = dict(understanding={"captions": 1}, text={"text": 1}, generation={"scenes": 1})
     # The tokenizer trains first, since there is no pretrained one, and is frozen afterwards. The
     # understanding encoder and the LLM have no pretrained weights either: every stage trains them.
-    shape = dict(batch=4, length=256, frozen=("generation/tokenizer",))
+    shape = dict(
+        batch=16, rows=8, length=256, und_slots=20, gen_slots=20, lr=5e-3, warmup=20,
+        frozen=("generation/tokenizer",),
+    )  # fmt: skip
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
                 objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
-                lr=6e-3, decay="cosine", warmup=30, steps=350, batch=4, rows=2, length=256,
-                und_slots=0, gen_slots=16,
+                lr=6e-3, decay="cosine", warmup=30, steps=550, batch=4, rows=2, length=512,
+                und_slots=0, gen_slots=8,
             ),
             "1": common.stage(
-                mixture=(1, 0, 3), sources=sources | {"generation": {"objects": 1}}, lr=3e-3,
-                warmup=50, steps=400, und_slots=3, gen_slots=6, **shape,
-            ),
-            "2": common.stage(
-                mixture=(3, 1, 6), sources=sources, lr=3e-3, warmup=50, steps=800,
-                und_slots=3, gen_slots=6, **shape,
-            ),
-            "3": common.stage(
-                mixture=(5, 1, 4),
-                sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
-                decay="cosine", warmup=50, steps=1_250, und_slots=4, gen_slots=3, template="chat",
+                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, steps=60,
                 **shape,
+            ),
+            "2": common.stage(mixture=(5, 1, 6), sources=sources, steps=120, **shape),
+            "3": common.stage(
+                mixture=(6, 1, 5),
+                sources=sources | {"understanding": {"captions": 1, "questions": 2}},
+                decay="cosine", steps=260, template="chat", **shape,
             ),
         },
     )  # fmt: skip

@@ -4,7 +4,7 @@ r"""A tiny JanusFlow that learns `shapes` on a laptop: autoencoder and three sta
     python -m janus_jax.train --config=configs/tiny_flow.py --workdir=runs/flow
 
 The model is common.tiny_flow_model: an autoencoder of SDXL's architecture, 8x downsampling,
-and 16 latent tokens per image.
+and 9 latent tokens per image.
 """
 
 from configs import common
@@ -29,7 +29,7 @@ def get_config(stage="all"):
     )  # fmt: skip
     c.model = common.tiny_flow_model(vocab_size=512)
     c.data.tokenizer = "data/shapes/tokenizer.json"
-    names = ("objects", "scenes", "captions", "questions", "text")
+    names = ("collages", "objects", "scenes", "captions", "questions", "text")
     c.data.sources = {
         name: common.source(f"data/shapes/{name}-train.array_record") for name in names
     }
@@ -45,7 +45,8 @@ def get_config(stage="all"):
         stage,
         {
             "tokenizer": common.stage(
-                objective="tokenizer", mixture=(0, 0, 1), sources=sources, lr=4e-3, decay="cosine",
+                objective="tokenizer", mixture=(0, 0, 1),
+                sources={"generation": {"collages": 1}}, lr=4e-3, decay="cosine",
                 warmup=50, steps=450, batch=4, rows=1, length=256, und_slots=0, gen_slots=8,
                 frozen=("generation/tokenizer/scale",),
             ),

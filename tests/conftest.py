@@ -49,8 +49,9 @@ def environment(*, devices=8, torch=False, **more):
 def small(config, data):
     """Reduces the tiny config to the size of tests."""
     config.model.generation.tokenizer.update(
-        base_channels=4, z_channels=16, codebook_size=32, num_groups=2
+        base_channels=4, channel_mult=(1, 2, 4, 8), z_channels=16, codebook_size=32, num_groups=2
     )
+    config.model.generation.tokenizer_training.continuous_steps = 0
     return _small(config, data)
 
 

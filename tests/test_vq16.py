@@ -8,9 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.layers.pixels import to_float
 from janus_jax.models.functional import ModelSpec
-from janus_jax.tokenizers.vq16 import VQTokenizer
-from tests.conftest import first_batch, first_state, fresh_params, jit_step, loss_of, stage_of
+from janus_jax.tokenizers.base import reconstruction_errors
+from janus_jax.tokenizers.vq16 import VQTokenizer, normalize, spread_choice
+from tests.conftest import (
+    first_batch,
+    first_state,
+    fresh_params,
+    image_keys,
+    jit_step,
+    loss_of,
+    stage_of,
+)
 
 RELEASED_CODEBOOK = Path(__file__).parent.parent.parent / "shared/data/janus_pro_codebook"
 
@@ -25,6 +35,56 @@ def test_the_tokenizer_stage_trains_the_tokenizer(config):
     for path, array in state.trainable.items():
         assert path.startswith("generation/tokenizer/")
         assert (np.asarray(array) != np.asarray(after.trainable[path])).any(), path
+
+
+def test_the_first_steps_do_not_quantise_and_the_codebook_then_comes_from_the_data(config):
+    config.model.generation.tokenizer_training.continuous_steps = 2
+    stage, batch = first_batch(config, "tokenizer")
+    objective, book = stage.objective, "generation/tokenizer/codebook"
+    params, keys = fresh_params(stage.network), image_keys(batch)
+
+    @jax.jit
+    def gradient(params, step):
+        counts = objective.batch_statistics(params, batch, keys, step=step)
+        loss = lambda params: objective.loss(params, batch, counts, keys)[0]["model"]
+        return jax.grad(loss)(params)
+
+    of_book = [jnp.abs(gradient(params, step)[book]).max() for step in (1, 2)]
+    assert of_book[0] == 0 < of_book[1]
+    moments = [step for step in range(5) if objective.calibrates(step, saving=step == 3)]
+    assert moments == [2]
+    chosen = objective.calibrate(params, batch)
+    assert chosen.keys() == {book}
+    tokenizer = stage.network.merge(params).tokenizer
+    images = batch.gen_images[batch.gen_start < batch.tokens[0].size]
+    vectors = normalize(tokenizer.encode(to_float(images, jnp.float32))).reshape(-1, 8)
+    distances = jnp.linalg.norm(chosen[book][:, None] - vectors[None], axis=-1).min(axis=1)
+    assert (distances < 1e-5).sum() > 1  # codes are vectors of an image
+
+
+def test_seeding_reaches_every_cluster_once_and_no_vector_of_an_empty_slot():
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(20, 8)).astype(np.float32)
+    members = np.repeat(np.arange(20), 50)
+    vectors = centers[members] + 0.01 * rng.normal(size=(1000, 8)).astype(np.float32)
+    others = 100 + rng.normal(size=(30, 8)).astype(np.float32)
+    chosen = np.asarray(
+        spread_choice(jnp.asarray(vectors), members < 19, others=others, min_distance=0.3)
+    )
+    distances = np.linalg.norm(chosen[:19, None] - centers, axis=-1)
+    assert sorted(distances.argmin(axis=1)) == list(range(19))  # each once
+    np.testing.assert_array_equal(chosen[19:], others[19:])
+
+
+def test_background_weighs_less_than_what_is_in_front_of_it():
+    pixels = np.full((1, 8, 8, 3), 0.9, np.float32)
+    pixels[0, 2:6, 2:6] = (-1.0, 0.5, 0.9)
+    output = np.zeros_like(pixels)
+    plain, weighted = (
+        reconstruction_errors(output, pixels, foreground=weight)[0] for weight in (0.0, 3.0)
+    )
+    of_object = (pixels[0, 2:6, 2:6] ** 2).sum() / pixels.size
+    np.testing.assert_allclose(weighted - plain, 3 * of_object, rtol=1e-5)
 
 
 def test_an_empty_slot_does_not_train_the_tokenizer(config):

@@ -19,7 +19,7 @@ from janus_jax.tokenizers.autoencoder import Decoder, Encoder
 from janus_jax.tokenizers.base import ImageTokenizer, reconstruction_errors
 from janus_jax.tokenizers.chunks import map_in_chunks
 
-FLAT_WEIGHT = 1e-3  # of a vector whose pixels are all the same, where black and white differ by 2
+MIN_DISTANCE = 0.3  # between the first codes, of 2 between opposite ones
 
 
 def normalize(x, eps=1e-12):
@@ -28,17 +28,15 @@ def normalize(x, eps=1e-12):
 
 
 class CodeUsage(NamedTuple):
-    """How the images of a step use the codebook of V codes.
+    """What all images of a step have in common.
 
     Attributes:
       quantize: bool, False in the first `continuous_steps` of the training.
-      unused: float32[V], 1 for codes that no image uses.
-      targets: float32[V, C], for every code the nearest of the vectors that are quantised badly.
+      share: float32, of the codes that some image uses.
     """
 
     quantize: jax.Array
-    unused: jax.Array
-    targets: jax.Array
+    share: jax.Array
 
 
 class VQTokenizer(ImageTokenizer):
@@ -114,26 +112,14 @@ class VQTokenizer(ImageTokenizer):
         """Encodes to codes and decodes them: uint8[M, h, w, 3] -> float[M, h, w, 3]."""
         return self.decode(self.codes(images))
 
-    @jax.default_matmul_precision("highest")
     def batch_statistics(self, pixels, used, *, step, settings):
-        """Which codes no image uses, and which vectors could use one: float[M, h, w, 3], bool[M] ->
-        CodeUsage.
-
-        A vector is quantised badly if its squared error is above the mean of the step.
-        """
-        z = normalize(self.encode(pixels))
-        codes = self.nearest(z)
-        book = normalize(self.codebook[...])
-        vectors = z.reshape(-1, z.shape[-1])
-        real = jnp.repeat(used, codes.shape[1])[None]
-        error = jnp.mean((book[codes].reshape(z.shape) - z) ** 2, axis=-1).reshape(1, -1)
-        badly = real & (error > jnp.mean(error, where=real))
-        targets = vectors[jnp.argmax(jnp.where(badly, book @ vectors.T, -jnp.inf), axis=-1)]
-        no_code = len(book)  # out of range, so that the codes of empty slots are dropped
+        """Whether this step quantises, and how many codes its images use: CodeUsage."""
+        codes, size = self.nearest(self.encode(pixels)), len(self.codebook[...])
+        no_code = size  # out of range, so that the codes of empty slots are dropped
         used_codes = jnp.where(used[:, None], codes, no_code).reshape(-1)
-        unused = jnp.ones(len(book)).at[used_codes].set(0.0, mode="drop")
+        share = jnp.zeros(size).at[used_codes].set(1.0, mode="drop").mean()
         quantize = step >= settings["continuous_steps"]
-        return jax.lax.stop_gradient(CodeUsage(quantize, unused, targets))
+        return jax.lax.stop_gradient(CodeUsage(quantize, share))
 
     @jax.default_matmul_precision("highest")
     def quantize_through(self, pixels, *, quantize=True):
@@ -159,24 +145,20 @@ class VQTokenizer(ImageTokenizer):
         return output, zero(codebook), zero(commitment), distance
 
     def training_loss(self, pixels, keys, statistics, *, settings):
-        """Reconstruction, codebook and commitment losses (VQ-VAE), and a pull of unused codes
-        towards bad vectors.
+        """Reconstruction, codebook and commitment losses (VQ-VAE).
 
         `settings` has the weights `squared`, `absolute` (reconstruction), `foreground` (of pixels
-        that are not background, in addition to 1), `commitment`, `revival` of unused codes, and
-        `sparsity`, of the vectors' distance from one fixed vector, which parts of an image without
-        content then share; and `continuous_steps`, the steps at the beginning that do not quantise.
+        that are not background, in addition to 1), `commitment`, and `sparsity`, of the vectors'
+        distance from one fixed vector, which parts of an image without content then share; and
+        `continuous_steps`, the steps at the beginning that do not quantise.
         """
         output, codebook, commitment, distance = self.quantize_through(
             pixels, quantize=statistics.quantize
         )
         squared, absolute = reconstruction_errors(output, pixels, foreground=settings["foreground"])
-        book = normalize(self.codebook[...])
-        revival = jnp.mean(statistics.unused * jnp.mean((book - statistics.targets) ** 2, axis=-1))
         loss = settings["squared"] * squared + settings["absolute"] * absolute + codebook
-        loss = loss + settings["commitment"] * commitment + settings["revival"] * revival
-        loss = loss + settings["sparsity"] * distance
-        codes_used = jnp.full_like(squared, jnp.mean(1 - statistics.unused))
+        loss = loss + settings["commitment"] * commitment + settings["sparsity"] * distance
+        codes_used = jnp.full_like(squared, statistics.share)
         return loss, dict(squared_error=squared, commitment=commitment, codes_used=codes_used)
 
     def calibrates(self, step, *, saving, settings):
@@ -185,37 +167,39 @@ class VQTokenizer(ImageTokenizer):
 
     @jax.default_matmul_precision("highest")
     def calibrate(self, images, used):
-        """The codebook becomes a choice of the vectors of these images that are far apart.
-
-        Vectors weigh as much as their pixels differ: a flat background gets few codes, or the LLM
-        would have to guess which of many it is.
-        """
-        pixels, d = to_float(images, jnp.float32), self.downsample
-        vectors = normalize(self.encode(pixels))
-        cells = rearrange(pixels, "m (h p) (w q) c -> m h w (p q) c", p=d, q=d)
-        weights = used[:, None, None] * (jnp.std(cells, axis=3).mean(axis=-1) + FLAT_WEIGHT)
-        vectors = vectors.reshape(-1, vectors.shape[-1])
-        chosen = spread_choice(vectors, weights.reshape(-1), num=len(self.codebook[...]))
+        """The codebook becomes a choice of the vectors of these images that are far apart."""
+        vectors = normalize(self.encode(to_float(images, jnp.float32)))
+        chosen = spread_choice(
+            rearrange(vectors, "m h w c -> (m h w) c"),
+            jnp.repeat(used, vectors.shape[1] * vectors.shape[2]),
+            others=normalize(self.codebook[...]),
+        )
         return {"codebook": chosen}
 
 
-def spread_choice(vectors, weights, *, num):
+def spread_choice(vectors, used, *, others, min_distance=MIN_DISTANCE):
     """Chooses vectors one by one, each with a probability proportional to its squared distance from
     those chosen before: the seeding of k-means++ (Arthur and Vassilvitskii, 2007).
 
+    No two are closer than `min_distance`: two codes for one thing would be a coin toss that the LLM
+    has to predict, and a flat background would get dozens.
+
     Args:
       vectors: float[N, C].
-      weights: [N], of the vectors; 0 for those that must not be chosen.
-      num: vectors to choose; where N is smaller, some are chosen twice.
+      used: bool[N], False for those that must not be chosen.
+      others: float[V, C], for the place of those that find no vector far enough.
+      min_distance: between two vectors.
 
     Returns:
-      float[num, C].
+      float[V, C].
     """
-    keys = jax.random.split(jax.random.key(0), num)
+    keys = jax.random.split(jax.random.key(0), len(others))
 
-    def choose(distances, key):
-        logits = jnp.log(weights * (distances + 1e-9))
-        chosen = vectors[jax.random.categorical(key, logits)]
-        return jnp.minimum(distances, jnp.sum((vectors - chosen) ** 2, axis=-1)), chosen
+    def choose(distances, key_and_other):
+        key, other = key_and_other
+        far = used & (distances >= min_distance**2)
+        number = jax.random.categorical(key, jnp.where(far, jnp.log(distances), -jnp.inf))
+        chosen = jnp.where(far.any(), vectors[number], other)
+        return jnp.minimum(distances, jnp.sum((vectors - chosen[None]) ** 2, axis=-1)), chosen
 
-    return jax.lax.scan(choose, jnp.ones(len(vectors)), keys)[1]
+    return jax.lax.scan(choose, jnp.full(len(vectors), 4.0), (keys, others))[1]

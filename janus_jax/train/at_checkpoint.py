@@ -43,7 +43,7 @@ class AtCheckpoint:
             step, params=state.params, optimizer=optimizer, ema=state.ema, about=about
         )
         if not stopping:
-            self._held_out(step, state)
+            self._held_out(step, state.params)
             self._samples(step, state.averaged_params, batch)
 
     def close(self):

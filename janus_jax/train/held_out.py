@@ -19,22 +19,21 @@ class HeldOut:
         }
         objective = stage.objective
 
-        def measure(params, batch, step):
+        def measure(params, batch):
             groups, slots = batch.gen_start.shape
             keys = jax.random.split(jax.random.key(0), groups * slots).reshape(groups, slots)
-            counts = objective.batch_statistics(params, batch, keys, step=step)
+            counts = objective.batch_statistics(params, batch, keys, step=stage.last_step)
             losses, metrics = objective.loss(params, batch, counts, keys)
             return {"loss": sum(losses.values())} | metrics
 
         self._measure = jax.jit(measure, out_shardings=sharding.replicated(stage.mesh))
 
-    def __call__(self, step, state):
-        """Logs the means over the batches as `held_out/...`, for the tasks that the batches hold;
-        `step` is the recipe's, `state` a TrainState.
+    def __call__(self, step, params):
+        """Logs the means over the batches as `held_out/...`, for the tasks that the batches
+        hold.
         """
         put = lambda batch: distributed.put_batch(self._mesh, batch)
-        measure = lambda batch: self._measure(state.params, put(batch), state.step)
-        measured = [jax.device_get(measure(batch)) for batch in self._batches]
+        measured = [jax.device_get(self._measure(params, put(batch))) for batch in self._batches]
         if measured:
             names = [name for name in measured[0] if not self._absent & set(name.split("_"))]
             means = {

@@ -191,9 +191,12 @@ def _check_unchanged(stage, saved_config):
 
     def fields(config):
         settings = config["stages"][stage.name].items()
+        generation = dict(config["model"]["generation"])
+        if not stage.trains_tokenizer:
+            generation.pop("tokenizer_training", None)  # nothing here depends on it
         return {
             "seed": config["seed"],
-            "model": config["model"],
+            "model": config["model"] | {"generation": generation},
             "optimizer": config["optimizer"],
             "ema": config.get("ema", 0.0),
             "data.shards": config["data"]["shards"],

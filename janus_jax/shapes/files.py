@@ -143,7 +143,14 @@ def write(out, *, level="cells", seed=0, scale=1.0, workers=None):
     write_json(out / "prompts.json", world.held_out_prompts(settings, seed=seed))
 
     fields = ("prompt", "text", "caption", "question", "answer")
-    texts = [r[field] for part in records.values() for r in part for field in fields if field in r]
+    texts = [
+        r[field]
+        for name, part in records.items()
+        if name != "collages-train"  # their prompt is none
+        for r in part
+        for field in fields
+        if field in r
+    ]
     texts += [turn["content"] for r in records["questions-train"] for turn in r["conversation"]]
     texts += [chat.CAPTION] * 1000
     tokens = tokenizer.train(texts, vocab_size=VOCAB, extra=ROLES)

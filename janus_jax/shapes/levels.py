@@ -12,6 +12,7 @@ import numpy as np
 from janus_jax.errors import UserError
 
 REACH = 1.25  # distance of the farthest corner of a shape from its center, in radii
+DISTANCE = 1.2  # radii that free objects are from the border and, plus the gap, from each other
 
 
 SIZES = ("small", "medium", "large")
@@ -68,28 +69,29 @@ class Level(NamedTuple):
         radii = np.array([self.radius(t.size) for t in scene.things])
         radii = radii + rng.uniform(-self.radius_jitter, self.radius_jitter, size=n)
         angles = rng.uniform(-self.angle_jitter, self.angle_jitter, size=n)
-        for _ in range(tries):
-            spots = self._spots(rng, radii)
-            if spots is None:
-                continue
+        for spots in self._candidates(rng, radii, tries):
             values = zip(scene.things, spots.tolist(), radii.tolist(), angles.tolist(), strict=True)
             placed = tuple(t._replace(x=x, y=y, radius=r, angle=a) for t, (x, y), r, a in values)
             if fits(placed):
                 return scene._replace(things=placed)
         return None
 
-    def _spots(self, rng, radii):
-        """Random centers float[n, 2], or None where objects are too close to each other."""
+    def _candidates(self, rng, radii, tries):
+        """Random centers without overlap, float[n, 2] each; at most `tries`."""
         if self.cells:
-            chosen = rng.choice(self.cells**2, len(radii), replace=False)
-            grid = np.stack([chosen % self.cells, chosen // self.cells], axis=-1)
-            return (grid + 0.5) * self.cell_size
-        margin = (REACH * radii + 1)[:, None]
-        spots = rng.uniform(margin, self.image_size - margin, size=(len(radii), 2))
-        for i, j in combinations(range(len(radii)), 2):
-            if math.dist(spots[i], spots[j]) <= REACH * (radii[i] + radii[j]) + self.gap:
-                return None
-        return spots
+            for _ in range(tries):
+                chosen = rng.choice(self.cells**2, len(radii), replace=False)
+                grid = np.stack([chosen % self.cells, chosen // self.cells], axis=-1)
+                yield (grid + 0.5) * self.cell_size
+            return
+        margin = (DISTANCE * radii + 1)[:, None]
+        for spots in rng.uniform(margin, self.image_size - margin, size=(tries, len(radii), 2)):
+            apart = (
+                math.dist(spots[i], spots[j]) > DISTANCE * (radii[i] + radii[j]) + self.gap
+                for i, j in combinations(range(len(radii)), 2)
+            )
+            if all(apart):
+                yield spots
 
 
 LEVELS = {

@@ -47,7 +47,6 @@ def recipe(data):
     config.model.llm.update(embed_dim=16, mlp_dim=32)
     config.model.understanding.encoder.update(embed_dim=16, mlp_dim=32, patch_size=16)
     config.stages.stage_2.update(batch=8, rows=2, length=128, steps=8)
-    config.stages.stage_2.update(lr=3e-3, warmup=2, mixture=(3, 1, 6))
     config.data.shards, config.ema, config.keep_checkpoints = 2, 0.9, 1
     config.mesh = dict(data=1, fsdp=4, tensor=2)
     return config

@@ -325,10 +325,13 @@ def test_every_checkpoint_of_an_autoencoder_holds_the_scale_of_its_latents(data,
         state = train_step.first_state(stage, jax.device_put(fresh_params(stage.network)))
         about = {"stage": stage.name, "stage_start": 0}
         at_checkpoint = AtCheckpoint(stage, about, None, tmp_path, None)
+        calibrate = train_step.jit_calibrate(stage, state)
         for step in (1, 2):
             moved = jax.tree.map(lambda a: 1.1 * a, state.trainable)
             state = state._replace(step=jnp.int32(step), trainable=moved)
-            state = at_checkpoint(state, batch, position={}, stopping=True)
+            assert stage.objective.calibrates(step, saving=True)
+            state = calibrate(state, batch)
+            at_checkpoint(state, batch, position={}, stopping=True)
         at_checkpoint.close()
     scale, scales = "generation/tokenizer/scale", []
     for step in (1, 2):

@@ -9,21 +9,17 @@ from janus_jax.train.curves import read_curves, write_curves
 
 
 def test_curves_are_by_minutes_of_training(tmp_path):
+    """Also where only every second step is logged; a score of 0 is a point, an absent task none."""
     rows = [
-        {
-            "step": i,
-            "stage": f"stage_{1 + i // 30}",
-            "loss_und": 2.0,
-            "loss_gen": 0.0,
-            "seconds": 6.0,
-        }
-        for i in range(60)
+        dict(step=i, stage=f"stage_{1 + i // 31}", loss_und=2.0, loss_gen=0.0, seconds=6.0)
+        for i in range(2, 61, 2)
     ]
-    rows.insert(30, {"step": 29, "shapes/overall": 0.5})
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    rows.insert(15, {"step": 30, "shapes/overall": 0.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     losses, scores, stages = read_curves(tmp_path)
-    assert [name for name, _ in stages] == ["stage_1", "stage_2"]
-    np.testing.assert_allclose([stages[1][1], *np.ravel(scores["shapes/overall"])], [3.0, 3.0, 0.5])
+    assert losses.keys() == {("stage_1", "loss_und"), ("stage_2", "loss_und")}
+    np.testing.assert_allclose(losses["stage_2", "loss_und"][0][[0, -1]], [3.2, 6.0])
+    np.testing.assert_allclose(np.ravel(scores["shapes/overall"]), [3.0, 0.0])
+    np.testing.assert_allclose(list(stages.values()), [0.0, 3.0])
     write_curves(tmp_path)
     assert Image.open(tmp_path / "curves.png").size == (900, 600)

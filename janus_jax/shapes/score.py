@@ -40,8 +40,11 @@ def load_prompts(data):
 def load_level(data):
     """The Level of a `shapes` folder; folders of version 0.1 do not name theirs and are free."""
     path = Path(data) / "about.json"
-    about = json.loads(path.read_text()) if path.is_file() else {}
-    return level_of(about.get("level", "free"))
+    try:
+        about = json.loads(path.read_text()) if path.is_file() else {}
+        return level_of(about.get("level", "free"))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is damaged; make the set again: {error}.") from error
 
 
 def load_questions(data):

@@ -117,7 +117,7 @@ def sample_scene(rng, level, *, category, split):
 
 
 def sample_collage(rng, level):
-    """A scene of no category: as many random objects as there is room for, or fewer."""
+    """A scene of no category: random objects, at most as many as fit."""
     most = level.cells**2 or 5
     while True:
         count = rng.integers(1, most, endpoint=True)

@@ -148,7 +148,7 @@ def jit_calibrate(stage, state):
     """(TrainState, Batch) -> TrainState with what the objective measures of its network."""
 
     def calibrate(state, batch):
-        measured = stage.objective.calibrate(state.params, batch)
+        measured = stage.objective.calibrate(state.params, batch, step=state.step)
         replace = lambda part: {path: measured.get(path, a) for path, a in part.items()}
         return state._replace(
             trainable=replace(state.trainable), frozen=replace(state.frozen), ema=replace(state.ema)

@@ -51,7 +51,7 @@ def small(config, data):
     config.model.generation.tokenizer.update(
         base_channels=4, channel_mult=(1, 2, 4, 8), z_channels=16, codebook_size=32, num_groups=2
     )
-    config.model.generation.tokenizer_training.continuous_steps = 0
+    config.model.generation.tokenizer_training.codebook_from_data = ()
     # Tests do not depend on how the quickstart is tuned.
     mixtures = {"stage_1": (1, 0, 3), "stage_2": (3, 1, 6), "stage_3": (5, 1, 4)}
     for name, stage in config.stages.items():

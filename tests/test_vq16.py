@@ -11,7 +11,7 @@ import pytest
 from janus_jax.layers.pixels import to_float
 from janus_jax.models.functional import ModelSpec
 from janus_jax.tokenizers.base import reconstruction_errors
-from janus_jax.tokenizers.vq16 import VQTokenizer, normalize, spread_choice
+from janus_jax.tokenizers.vq16 import CHOOSING_STEPS, VQTokenizer, fill_codebook, normalize
 from tests.conftest import (
     first_batch,
     first_state,
@@ -38,7 +38,7 @@ def test_the_tokenizer_stage_trains_the_tokenizer(config):
 
 
 def test_the_first_steps_do_not_quantise_and_the_codebook_then_comes_from_the_data(config):
-    config.model.generation.tokenizer_training.continuous_steps = 2
+    config.model.generation.tokenizer_training.codebook_from_data = (2, 40)
     stage, batch = first_batch(config, "tokenizer")
     objective, book = stage.objective, "generation/tokenizer/codebook"
     params, keys = fresh_params(stage.network), image_keys(batch)
@@ -51,31 +51,55 @@ def test_the_first_steps_do_not_quantise_and_the_codebook_then_comes_from_the_da
 
     of_book = [jnp.abs(gradient(params, step)[book]).max() for step in (1, 2)]
     assert of_book[0] == 0 < of_book[1]
-    moments = [step for step in range(5) if objective.calibrates(step, saving=step == 3)]
-    assert moments == [2]
-    chosen = objective.calibrate(params, batch)
-    assert chosen.keys() == {book}
+    moments = [step for step in range(99) if objective.calibrates(step, saving=step == 60)]
+    assert moments == [*range(2, 2 + CHOOSING_STEPS), *range(40, 40 + CHOOSING_STEPS)]
+    measured = jax.jit(objective.calibrate)(params, batch, step=jnp.int32(2))
+    assert measured.keys() == {book}
     tokenizer = stage.network.merge(params).tokenizer
     images = batch.gen_images[batch.gen_start < batch.tokens[0].size]
     vectors = normalize(tokenizer.encode(to_float(images, jnp.float32))).reshape(-1, 8)
-    old = normalize(params[book])
-    distances = jnp.linalg.norm(chosen[book][:, None] - vectors[None], axis=-1).min(axis=1)
-    kept = jnp.abs(chosen[book] - old).max(axis=1) == 0
-    assert 1 < (distances < 1e-5).sum() and ((distances < 1e-5) | kept).all()
+    codes = np.asarray(measured[book])
+    distances = jnp.linalg.norm(codes[:, None] - vectors[None], axis=-1).min(axis=1)
+    free = codes[:, 0] == -1
+    np.testing.assert_array_equal(codes[0], np.eye(8)[0])
+    assert 1 < (~free).sum() and (distances[1:][~free[1:]] < 1e-5).all()
+    # A later step keeps the codes that have been chosen; a later choice does not.
+    noise = np.random.default_rng(0).integers(0, 256, batch.gen_images.shape).astype(np.uint8)
+    other = batch._replace(gen_images=noise)
+    for step, kept in ((3, True), (40, False)):
+        again = objective.calibrate(params | measured, other, step=jnp.int32(step))[book]
+        same = np.abs(again - codes).max(axis=1) < 1e-6
+        assert same[~free].all() == kept, step
 
 
 def test_seeding_reaches_every_cluster_once_and_no_vector_of_an_empty_slot():
     rng = np.random.default_rng(0)
-    centers = rng.normal(size=(20, 8)).astype(np.float32)
+    pole = np.eye(8)[:1]
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    centers = unit(np.concatenate([pole, pole + 0.1, rng.normal(size=(18, 8))]))
     members = np.repeat(np.arange(20), 50)
-    vectors = centers[members] + 0.01 * rng.normal(size=(1000, 8)).astype(np.float32)
-    others = 100 + rng.normal(size=(30, 8)).astype(np.float32)
-    chosen = np.asarray(
-        spread_choice(jnp.asarray(vectors), members < 19, others=others, min_distance=0.3)
+    vectors = unit(centers[members] + 0.01 * rng.normal(size=(1000, 8)))
+    codebook = np.concatenate([pole, -np.repeat(pole, 29, axis=0)])
+    fill = lambda codebook, used, **more: np.asarray(
+        fill_codebook(
+            *(jnp.asarray(x, jnp.float32) for x in (codebook, vectors)),
+            jnp.asarray(used),
+            key=jax.random.key(0),
+            **more,
+        )
     )
-    distances = np.linalg.norm(chosen[:19, None] - centers, axis=-1)
-    assert sorted(distances.argmin(axis=1)) == list(range(19))  # each once
-    np.testing.assert_array_equal(chosen[19:], others[19:])
+    nearest = lambda codes: np.linalg.norm(codes[:, None] - centers, axis=-1).argmin(axis=1)
+    chosen = fill(codebook, members < 19)
+    assert nearest(chosen[:19]).tolist()[0] == 0
+    assert sorted(nearest(chosen[:19])) == list(range(19))  # each once
+    np.testing.assert_array_equal(chosen[19:], codebook[19:])
+    # The next images bring what the first ones did not have.
+    more = fill(chosen, members >= 0)
+    np.testing.assert_array_equal(more[:19], chosen[:19])
+    assert nearest(more[19:20]) == 19 and (more[20:] == codebook[20:]).all()
+    # What is near the pole belongs to it: cluster 1 gets no code of its own.
+    far = fill(codebook, members < 19, pole_distance=0.5)
+    assert sorted(nearest(far[:18])) == [0, *range(2, 19)]
 
 
 def test_background_weighs_less_than_what_is_in_front_of_it():

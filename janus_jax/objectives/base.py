@@ -79,8 +79,10 @@ class Objective(abc.ABC):
         """
         return False
 
-    def calibrate(self, params, batch):
-        """What the network measures of itself: {path: array}, Batch -> {path: array}."""
+    def calibrate(self, params, batch, *, step):
+        """What the network measures of itself after `step` steps: {path: array}, Batch -> {path:
+        array}.
+        """
         return {}
 
 

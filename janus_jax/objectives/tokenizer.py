@@ -13,7 +13,7 @@ from janus_jax.models.functional import ModelSpec
 from janus_jax.objectives.base import MODEL, Objective, mean_over_images
 from janus_jax.tokenizers.base import training_pixels
 
-DEFAULTS = dict(crop=0, foreground=0.0, continuous_steps=0, sparsity=0.0)
+DEFAULTS = dict(crop=0, foreground=0.0, codebook_from_data=(), sparsity=0.0)
 
 
 class TokenizerModel(nnx.Module):
@@ -87,11 +87,12 @@ class Tokenizer(Objective):
         model = self.network.module
         return model.tokenizer.calibrates(step, saving=saving, settings=model.settings)
 
-    def calibrate(self, params, batch):
+    def calibrate(self, params, batch, *, step):
         """What the tokenizer measures of itself, such as the scale of its latents."""
         images = rearrange(batch.gen_images, "s g h w c -> (s g) h w c")
-        measured = self.network.merge(params).tokenizer.calibrate(
-            images, used_slots(batch).reshape(-1)
+        model = self.network.merge(params)
+        measured = model.tokenizer.calibrate(
+            images, used_slots(batch).reshape(-1), step=step, settings=model.settings
         )
         return {f"generation/tokenizer/{path}": value for path, value in measured.items()}
 

@@ -71,8 +71,10 @@ class ImageTokenizer(nnx.Module):
         """
         return False
 
-    def calibrate(self, images, used):
-        """What the tokenizer measures of itself: uint8[M, h, w, 3], bool[M] -> {path: array}."""
+    def calibrate(self, images, used, *, step, settings):
+        """What the tokenizer measures of itself after `step` steps: uint8[M, h, w, 3], bool[M] ->
+        {path: array}.
+        """
         return {}
 
 

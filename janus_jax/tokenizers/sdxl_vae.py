@@ -99,7 +99,7 @@ class VAE(ImageTokenizer):
         """Before every checkpoint."""
         return saving
 
-    def calibrate(self, images, used):
+    def calibrate(self, images, used, *, step, settings):
         """`scale` becomes 1 / the standard deviation of the latents of these images."""
         mean, _ = self.encode(to_float(images, jnp.float32))
         return {"scale": 1 / jnp.std(mean, where=used[:, None, None, None])}

@@ -19,7 +19,10 @@ from janus_jax.tokenizers.autoencoder import Decoder, Encoder
 from janus_jax.tokenizers.base import ImageTokenizer, reconstruction_errors
 from janus_jax.tokenizers.chunks import map_in_chunks
 
-MIN_DISTANCE = 0.3  # between the first codes, of 2 between opposite ones
+# Distances on the unit sphere, where opposite vectors are 2 apart.
+MIN_DISTANCE = 0.2  # between codes that are chosen from data
+POLE_DISTANCE = 0.5  # of these from the pole, if `sparsity` pulls vectors there
+CHOOSING_STEPS = 12  # steps whose images a codebook is chosen from
 
 
 def normalize(x, eps=1e-12):
@@ -31,7 +34,7 @@ class CodeUsage(NamedTuple):
     """What all images of a step have in common.
 
     Attributes:
-      quantize: bool, False in the first `continuous_steps` of the training.
+      quantize: bool, False before the first step of `codebook_from_data`.
       share: float32, of the codes that some image uses.
     """
 
@@ -118,7 +121,7 @@ class VQTokenizer(ImageTokenizer):
         no_code = size  # out of range, so that the codes of empty slots are dropped
         used_codes = jnp.where(used[:, None], codes, no_code).reshape(-1)
         share = jnp.zeros(size).at[used_codes].set(1.0, mode="drop").mean()
-        quantize = step >= settings["continuous_steps"]
+        quantize = step >= min(settings["codebook_from_data"], default=0)
         return jax.lax.stop_gradient(CodeUsage(quantize, share))
 
     @jax.default_matmul_precision("highest")
@@ -149,8 +152,9 @@ class VQTokenizer(ImageTokenizer):
 
         `settings` has the weights `squared`, `absolute` (reconstruction), `foreground` (of pixels
         that are not background, in addition to 1), `commitment`, and `sparsity`, of the vectors'
-        distance from one fixed vector, which parts of an image without content then share; and
-        `continuous_steps`, the steps at the beginning that do not quantise.
+        distance from one fixed vector, the pole, which parts of an image without content then
+        share; and `codebook_from_data`, the steps after which the codebook is chosen from the
+        encoder's vectors. Steps before the first of them do not quantise.
         """
         output, codebook, commitment, distance = self.quantize_through(
             pixels, quantize=statistics.quantize
@@ -162,44 +166,62 @@ class VQTokenizer(ImageTokenizer):
         return loss, dict(squared_error=squared, commitment=commitment, codes_used=codes_used)
 
     def calibrates(self, step, *, saving, settings):
-        """Once, after the steps without quantiser."""
-        return step == settings["continuous_steps"]
+        """In the `CHOOSING_STEPS` steps that begin with each of `codebook_from_data`."""
+        starts = settings["codebook_from_data"]
+        return any(start <= step < start + CHOOSING_STEPS for start in starts)
 
     @jax.default_matmul_precision("highest")
-    def calibrate(self, images, used):
-        """The codebook becomes a choice of the vectors of these images that are far apart."""
+    def calibrate(self, images, used, *, step, settings):
+        """Codes that are still free become vectors of these images, far from all other codes.
+
+        At a step of `codebook_from_data` all codes become free but the first, which is the pole.
+        """
         vectors = normalize(self.encode(to_float(images, jnp.float32)))
-        chosen = spread_choice(
+        first = jnp.arange(len(self.codebook[...]))[:, None] == 0
+        free = jnp.where(first, pole(vectors), -pole(vectors))
+        anew = (jnp.array(settings["codebook_from_data"]) == step).any()
+        chosen = fill_codebook(
+            jnp.where(anew, free, normalize(self.codebook[...])),
             rearrange(vectors, "m h w c -> (m h w) c"),
             jnp.repeat(used, vectors.shape[1] * vectors.shape[2]),
-            others=normalize(self.codebook[...]),
+            key=jax.random.fold_in(jax.random.key(0), step),
+            pole_distance=POLE_DISTANCE if settings["sparsity"] else MIN_DISTANCE,
         )
         return {"codebook": chosen}
 
 
-def spread_choice(vectors, used, *, others, min_distance=MIN_DISTANCE):
-    """Chooses vectors one by one, each with a probability proportional to its squared distance from
-    those chosen before: the seeding of k-means++ (Arthur and Vassilvitskii, 2007).
+def pole(vectors):
+    """(1, 0, ...) of as many dimensions as these vectors: float[..., C] -> float[C]."""
+    return jnp.eye(1, vectors.shape[-1], dtype=vectors.dtype)[0]
 
-    No two are closer than `min_distance`: two codes for one thing would be a coin toss that the LLM
-    has to predict, and a flat background would get dozens.
+
+def fill_codebook(codebook, vectors, used, *, key, pole_distance=MIN_DISTANCE):
+    """Replaces free codes by vectors, one by one, each with a probability proportional to its
+    squared distance from all codes so far: the seeding of k-means++ (Arthur and Vassilvitskii,
+    2007). Free codes are opposite to the pole, where no vector is.
+
+    No two codes are closer than `MIN_DISTANCE`: two codes for one thing would be a coin toss that
+    the LLM has to predict, and a flat background would get dozens.
 
     Args:
-      vectors: float[N, C].
+      codebook: float[V, C], unit vectors, free ones last.
+      vectors: float[N, C], unit vectors.
       used: bool[N], False for those that must not be chosen.
-      others: float[V, C], for the place of those that find no vector far enough.
-      min_distance: between two vectors.
+      key: random key.
+      pole_distance: of all chosen vectors from the pole.
 
     Returns:
-      float[V, C].
+      float[V, C]; codes stay free if no vector is far enough.
     """
-    keys = jax.random.split(jax.random.key(0), len(others))
 
-    def choose(distances, key_and_other):
-        key, other = key_and_other
-        far = used & (distances >= min_distance**2)
+    def visit(distances, key_and_code):
+        key, code = key_and_code
+        far = used & (distances >= MIN_DISTANCE**2)
         number = jax.random.categorical(key, jnp.where(far, jnp.log(distances), -jnp.inf))
-        chosen = jnp.where(far.any(), vectors[number], other)
-        return jnp.minimum(distances, jnp.sum((vectors - chosen[None]) ** 2, axis=-1)), chosen
+        chosen = jnp.where(far.any() & (code[0] < -0.9999), vectors[number], code)
+        return jnp.minimum(distances, squared(vectors - chosen[None])), chosen
 
-    return jax.lax.scan(choose, jnp.full(len(vectors), 4.0), (keys, others))[1]
+    squared = lambda x: jnp.sum(x**2, axis=-1)
+    outside = squared(vectors - pole(vectors)[None]) >= pole_distance**2
+    keys = jax.random.split(key, len(codebook))
+    return jax.lax.scan(visit, jnp.where(outside, 4.0, 0.0), (keys, codebook))[1]

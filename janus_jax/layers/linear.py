@@ -49,6 +49,17 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + trailing(self.bias, y)
 
 
+def silu(x):
+    """x sigmoid(x): float[...] -> float[...].
+
+    In fp32 the sigmoid is written as tanh, which XLA vectorises on CPU also where its gradient is
+    transposed for a product: a block takes half of the time. In bf16 that would cost digits.
+    """
+    if x.dtype != jnp.float32:
+        return jax.nn.silu(x)
+    return x * (0.5 + 0.5 * jnp.tanh(0.5 * x))
+
+
 class SwiGLU(nnx.Module):
     """The LLaMA feed-forward block: down(silu(gate x) * up x), no biases."""
 
@@ -59,7 +70,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x):
         """float[..., D] -> float[..., D]."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(silu(self.gate(x)) * self.up(x))
 
 
 class Mlp(nnx.Module):

@@ -58,8 +58,9 @@ def get_config():
     c.profile_steps = ""  # "10:13" writes an XProf trace of steps 10 to 12 of every stage
     c.save_every = 1_000
     c.keep_checkpoints = 2
-    # Prompts of the images that are generated into WORKDIR/samples at every checkpoint.
-    c.samples = dict(prompts=(), guidance=5.0)
+    # Prompts of the images that are generated into WORKDIR/samples at every checkpoint, and how.
+    # `evaluate` samples in the same way.
+    c.samples = dict(prompts=(), guidance=5.0, temperature=placeholder(float))
     c.samples.shapes = ""  # a `shapes` folder: images of its first prompts are scored as well
     # Sources, as {task: {source: weight}}, whose losses are logged at every checkpoint.
     c.held_out = dict(sources=ConfigDict(), batches=2)
@@ -89,8 +90,11 @@ def get_config():
 
 
 def tiny_model(*, vocab_size, image_size=48):
-    """The published architecture; at 48 px 9 features to understand and 36 codes to generate."""
-    transformer = dict(num_layers=4, embed_dim=128, mlp_dim=384, norm_eps=1e-6, remat="none")
+    """The published architecture; at 48 px 9 features to understand and 36 codes to generate.
+
+    For its minutes of training, few layers are better than many.
+    """
+    transformer = dict(embed_dim=128, mlp_dim=256, norm_eps=1e-6, remat="none")
     tokenizer = dict(
         base_channels=16,
         channel_mult=(1, 2, 2, 4),
@@ -102,15 +106,22 @@ def tiny_model(*, vocab_size, image_size=48):
     )
     training = dict(
         squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, sparsity=0.05,
-        codebook_from_data=(250, 450), crop=0,
+        codebook_from_data=(230, 410), crop=0,
     )  # fmt: skip
     return ConfigDict(
         dict(
             llm=dict(
-                vocab_size=vocab_size, num_heads=2, num_kv_heads=2, rope_theta=100.0, **transformer
+                vocab_size=vocab_size,
+                num_layers=2,
+                num_heads=8,
+                num_kv_heads=8,
+                rope_theta=100.0,
+                **transformer,
             ),
             understanding=dict(
-                encoder=dict(image_size=image_size, patch_size=16, num_heads=4, **transformer),
+                encoder=dict(
+                    image_size=image_size, patch_size=16, num_layers=1, num_heads=4, **transformer
+                ),
                 adaptor="mlp",
                 begin=False,
             ),
@@ -128,8 +139,8 @@ def tiny_flow_model(*, vocab_size):
     """JanusFlow's architecture at 48 px: 9 features to understand, 9 latent tokens to generate."""
     model = tiny_model(vocab_size=vocab_size)
     width = dict(embed_dim=64, mlp_dim=192)
-    model.llm.update(width)
-    model.understanding.encoder.update(width)
+    model.llm.update(width, num_layers=4, num_heads=2, num_kv_heads=2)
+    model.understanding.encoder.update(width, num_layers=4)
     model.understanding.update(adaptor="linear", begin=True)
     model.generation = dict(
         kind="flow",

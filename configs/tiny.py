@@ -4,7 +4,7 @@ r"""A tiny Janus that learns `shapes` on a laptop: tokenizer and three stages, m
     python -m janus_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
 The model is common.tiny_model: a tokenizer with 8x downsampling and 36 codes per image, a ViT
-with 9 features, one for each cell of the images, and an LLM of 1.0M parameters.
+with 9 features, one for each cell of the images, and an LLM of 0.5M parameters.
 """
 
 from configs import common
@@ -18,10 +18,10 @@ def get_config(stage="all"):
         "understanding",
         "generation/(embed|adaptor|head)",
     )  # no pretrained weights at this size
-    c.save_every = 1_000
+    c.save_every = 2_000  # the end of every stage is saved anyway
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.optimizer.kind = "muon"  # from scratch, half the steps of AdamW
-    c.samples.guidance = 1.5
+    c.samples.update(guidance=1.5, temperature=0.7)
     c.samples.prompts = (
         "a small red circle", "two green squares", "a star left of a cross",
         "a blue diamond and a yellow triangle",
@@ -42,7 +42,7 @@ def get_config(stage="all"):
     # The tokenizer trains first, since there is no pretrained one, and is frozen afterwards. The
     # understanding encoder and the LLM have no pretrained weights either: every stage trains them.
     shape = dict(
-        batch=16, rows=8, length=256, und_slots=20, gen_slots=20, lr=5e-3, warmup=20,
+        batch=8, rows=4, length=256, und_slots=11, gen_slots=11, lr=5e-3, warmup=20,
         frozen=("generation/tokenizer",),
     )  # fmt: skip
     c.stages = common.pick_stages(
@@ -50,18 +50,18 @@ def get_config(stage="all"):
         {
             "tokenizer": common.stage(
                 objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
-                lr=6e-3, decay="cosine", warmup=30, steps=550, batch=4, rows=2, length=512,
+                lr=6e-3, decay="cosine", warmup=30, steps=500, batch=4, rows=2, length=512,
                 und_slots=0, gen_slots=8,
             ),
             "1": common.stage(
-                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, steps=60,
+                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, steps=100,
                 **shape,
             ),
-            "2": common.stage(mixture=(5, 1, 6), sources=sources, steps=120, **shape),
+            "2": common.stage(mixture=(5, 1, 6), sources=sources, steps=250, **shape),
             "3": common.stage(
                 mixture=(6, 1, 5),
-                sources=sources | {"understanding": {"captions": 1, "questions": 2}},
-                decay="cosine", steps=260, template="chat", **shape,
+                sources=sources | {"understanding": {"captions": 1, "questions": 4}},
+                decay="cosine", steps=1_150, template="chat", **shape,
             ),
         },
     )  # fmt: skip

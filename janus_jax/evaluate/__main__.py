@@ -131,7 +131,7 @@ def _comparison():
 def _settings(directory, sampler, benchmark, options):
     """Options with the sampling settings, and all that scores depend on besides the data.
 
-    The guidance scale is by default that of the run's own samples.
+    Guidance scale and temperature are by default those of the run's own samples.
     """
     saved = checkpoint.open_saved(directory)
     config = saved.about["config"]
@@ -150,8 +150,9 @@ def _settings(directory, sampler, benchmark, options):
     }
     if benchmark.generates_images:
         guidance = SAMPLING.image_settings()
-        if guidance["scale"] is None:
-            guidance["scale"] = config["samples"]["guidance"]
+        for name, field in (("scale", "guidance"), ("temperature", "temperature")):
+            if guidance[name] is None:
+                guidance[name] = config["samples"].get(field)
         options = options._replace(guidance=sampler.guidance(**guidance))
     return options, settings | benchmark.settings(config["model"], options)
 

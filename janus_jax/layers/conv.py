@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from janus_jax.layers.attention import attention
-from janus_jax.layers.linear import lecun_normal, param, trailing, zeros
+from janus_jax.layers.linear import lecun_normal, param, silu, trailing, zeros
 from janus_jax.layers.norm import GroupNorm
 
 
@@ -49,8 +49,8 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x):
         """float[M, h, w, in] -> float[M, h, w, out]."""
-        y = self.conv_1(jax.nn.swish(self.norm_1(x)))
-        y = self.conv_2(jax.nn.swish(self.norm_2(y)))
+        y = self.conv_1(silu(self.norm_1(x)))
+        y = self.conv_2(silu(self.norm_2(y)))
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 

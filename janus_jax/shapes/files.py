@@ -11,12 +11,11 @@ import rich.progress
 from janus_jax.data import chat, tokenizer
 from janus_jax.data.files import make_folder, write_json
 from janus_jax.data.sources.array_record import write_array_record
-from janus_jax.shapes import language, world
+from janus_jax.shapes import world
 from janus_jax.shapes.levels import level_of
 
 COUNTS = {
-    "collages": 12_000,
-    "collage-questions": 8_000,
+    "collages": 4_000,
     "objects": 10_000,
     "scenes": 26_000,
     "captions": 20_000,
@@ -25,7 +24,6 @@ COUNTS = {
 }
 HELD_OUT = 1_200  # questions
 QUESTIONS = 4  # per training image
-COLLAGE_QUESTIONS = 6
 CHUNK = 500  # records with a random generator of their own
 VOCAB = 512
 ROLES = ("<|User|>", "<|Assistant|>")
@@ -37,10 +35,8 @@ def _scene(rng, level, split):
 
 
 def collage_record(rng, level):
-    """An image full of objects, and what is where, as a prompt or a caption."""
-    scene = world.sample_collage(rng, level)
-    text = language.collage_caption(scene, level)
-    return {"image": _png(rng, level, scene), "prompt": text, "caption": text}
+    """Generation: an image full of objects, for the image tokenizer."""
+    return {"image": _png(rng, level, world.sample_collage(rng, level)), "prompt": "a collage"}
 
 
 def object_record(rng, level):
@@ -61,37 +57,23 @@ def _png(rng, level, scene):
 
 def _generation_record(rng, level, scene):
     """An image with the prompt of its category, or in half of the records with the full caption."""
-    prompt = language.caption(scene) if rng.random() < 1 / 2 else language.prompt(rng, scene)
+    prompt = world.caption(scene) if rng.random() < 1 / 2 else world.prompt(rng, scene)
     return {"image": _png(rng, level, scene), "prompt": prompt}
 
 
 def caption_record(rng, level):
     """Understanding: an image and its full caption."""
     scene = _scene(rng, level, "train")
-    return {"image": _png(rng, level, scene), "caption": language.caption(scene)}
+    return {"image": _png(rng, level, scene), "caption": world.caption(scene)}
 
 
 def question_record(rng, level):
     """Understanding: a conversation about an image."""
     scene = _scene(rng, level, "train")
-    pairs = [language.question(rng, scene)[1:] for _ in range(QUESTIONS)]
-    return _conversation_record(rng, level, scene, pairs)
-
-
-def collage_question_record(rng, level):
-    """Understanding: a conversation about a collage."""
-    scene = world.sample_collage(rng, level)
-    pairs = [language.collage_question(rng, scene, level) for _ in range(COLLAGE_QUESTIONS)]
-    return _conversation_record(rng, level, scene, pairs)
-
-
-def _conversation_record(rng, level, scene, pairs):
-    """An image and a conversation of (question, answer) pairs about it."""
-    turns = [
-        {"role": role, "content": content}
-        for pair in pairs
-        for role, content in zip(("user", "assistant"), pair, strict=True)
-    ]
+    turns = []
+    for _ in range(QUESTIONS):
+        _, question, answer = world.question(rng, scene)
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     turns[0]["content"] = f"{chat.IMAGE}\n{turns[0]['content']}"
     return {"images": [_png(rng, level, scene)], "conversation": turns}
 
@@ -99,14 +81,14 @@ def _conversation_record(rng, level, scene, pairs):
 def held_out_record(rng, level):
     """One question about a held-out scene."""
     scene = _scene(rng, level, "heldout")
-    kind, question, answer = language.question(rng, scene)
+    kind, question, answer = world.question(rng, scene)
     image = _png(rng, level, scene)
     return {"image": image, "question": question, "answer": answer, "kind": kind}
 
 
 def text_record(rng, level):
     """Text: a sentence about the same world."""
-    return {"text": language.sentence(rng, level)}
+    return {"text": world.sentence(rng, level)}
 
 
 FILES = {
@@ -117,7 +99,6 @@ FILES = {
     "text-train": text_record,
     "questions-heldout": held_out_record,
     "collages-train": collage_record,
-    "collage-questions-train": collage_question_record,
 }
 
 
@@ -159,21 +140,18 @@ def write(out, *, level="cells", seed=0, scale=1.0, workers=None):
             records[name] += part
     for name, part in records.items():
         write_array_record(out / f"{name}.array_record", part)
-    write_json(out / "prompts.json", language.held_out_prompts(settings, seed=seed))
+    write_json(out / "prompts.json", world.held_out_prompts(settings, seed=seed))
 
     fields = ("prompt", "text", "caption", "question", "answer")
     texts = [
         r[field]
         for name, part in records.items()
-        if settings.cells or not name.startswith("collage")  # "free" has the tokens of 0.1
+        if name != "collages-train"  # their prompt is none
         for r in part
         for field in fields
         if field in r
     ]
     texts += [turn["content"] for r in records["questions-train"] for turn in r["conversation"]]
-    if settings.cells:
-        conversations = [r["conversation"] for r in records["collage-questions-train"]]
-        texts += [turn["content"] for turns in conversations for turn in turns]
     texts += [chat.CAPTION] * 1000
     tokens = tokenizer.train(texts, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)

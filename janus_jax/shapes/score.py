@@ -14,7 +14,7 @@ from PIL import Image
 
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
-from janus_jax.shapes import language, reader, world
+from janus_jax.shapes import reader, world
 from janus_jax.shapes.levels import level_of
 
 BATCH = 64
@@ -161,7 +161,7 @@ def round_trip(sampler, images, level, *, batch=BATCH, seed=0):
     readable = [(image, scene) for image, scene in zip(images, scenes, strict=True) if scene]
     records = []
     for image, scene in readable:
-        kind, question, answer = language.question(rng, scene)
+        kind, question, answer = world.question(rng, scene)
         content = {"image": world.encode_png(image), "question": question, "answer": answer}
         records.append(content | {"kind": kind})
     correct = 0.0

@@ -31,10 +31,20 @@ COLORS = {
     "purple": (130, 40, 170),
     "black": (25, 25, 25),
 }
+NUMBERS = ("zero", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 SHARES = (0.10, 0.18, 0.20, 0.12, 0.20, 0.20)  # of the training scenes, in the order of CATEGORIES
+OPENERS = (
+    "",
+    *(
+        f"{a} {b} "
+        for a in ("a picture", "a photo", "an image", "a drawing")
+        for b in ("of", "with", "showing")
+    ),
+)
+CLOSERS = ("", ".", " on a plain ground")
 GROUND = 244
 
 LONE_COLORS = (
@@ -107,18 +117,16 @@ def sample_scene(rng, level, *, category, split):
 
 
 def sample_collage(rng, level):
-    """A scene of no category: random objects, at most as many as fit, in reading order."""
+    """A scene of no category: random objects, at most as many as fit."""
     most = level.cells**2 or 5
     while True:
         count = rng.integers(1, most, endpoint=True)
         things = tuple(
             Thing(pick(rng, SIZES), pick(rng, COLORS), pick(rng, SHAPES)) for _ in range(count)
         )
-        scene = Scene("", things)
-        placed = None if held_out(scene) else place(rng, level, scene)
+        placed = place(rng, level, Scene("", things))
         if placed is not None:
-            in_order = sorted(placed.things, key=lambda t: region_of(t, level))
-            return placed._replace(things=tuple(in_order))
+            return placed
 
 
 def as_scene(things):
@@ -182,12 +190,6 @@ def relation_of(a, b, margin=4.0):
     return ""
 
 
-def region_of(thing, level):
-    """Index in REGIONS of the ninth of the image where an object is."""
-    row, column = (int(3 * place / level.image_size) for place in (thing.y, thing.x))
-    return 3 * row + column
-
-
 def outline(shape, *, x, y, radius, angle):
     """Corner points of a shape, float[points, 2]."""
     if shape == "circle":
@@ -231,3 +233,132 @@ def encode_png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def article(words):
+    """'orange star' -> 'an orange star'."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def plural(noun):
+    """'cross' -> 'crosses'."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def describe(scene):
+    """The description of a scene in its category's prompt, without opener and closer."""
+    first, second = scene.things[0], scene.things[-1]
+    return {
+        "single_object": lambda: article(f"{first.size} {first.shape}"),
+        "colors": lambda: article(f"{first.color} {first.shape}"),
+        "counting": lambda: f"{NUMBERS[len(scene.things)]} {first.color} {plural(first.shape)}",
+        "two_objects": lambda: f"{article(first.shape)} and {article(second.shape)}",
+        "position": lambda: f"{article(first.shape)} {scene.relation} {article(second.shape)}",
+        "color_attribution": lambda: (
+            f"{article(f'{first.color} {first.shape}')} and "
+            f"{article(f'{second.color} {second.shape}')}"
+        ),
+    }[scene.category]()
+
+
+def prompt(rng, scene):
+    """A prompt for a scene: opener, description, closer."""
+    return f"{pick(rng, OPENERS)}{describe(scene)}{pick(rng, CLOSERS)}"
+
+
+def caption(scene):
+    """The full description of a scene."""
+    first, second = scene.things[0], scene.things[-1]
+    full = lambda t: article(f"{t.size} {t.color} {t.shape}")
+    if len(scene.things) == 1:
+        return f"{full(first)}."
+    if first.shape == second.shape:
+        return f"{NUMBERS[len(scene.things)]} {first.color} {plural(first.shape)}."
+    relation = relation_of(first, second)
+    return f"{full(first)} {relation or 'and'} {full(second)}."
+
+
+def question(rng, scene):
+    """(kind, question, answer) about a scene; the kind is random among those that fit the scene."""
+    first, second, count = scene.things[0], scene.things[-1], len(scene.things)
+    alike = count > 1 and first.shape == second.shape
+    thing = scene.things[int(rng.integers(count))]
+    kinds = ["shape", "exists"]
+    kinds += ["count", "count", "color"] if alike else ["color", "size"]
+    if count == 2 and not alike and relation_of(first, second):
+        kinds += ["relation", "relation"]
+    kind = pick(rng, kinds)
+    noun = plural(thing.shape) if alike else thing.shape
+    if kind == "shape":
+        of = "objects" if alike else f"{thing.color} object"
+        return kind, f"What shape {'are' if alike else 'is'} the {of}?", thing.shape
+    if kind == "color":
+        return kind, f"What color {'are' if alike else 'is'} the {noun}?", thing.color
+    if kind == "size":
+        return kind, f"What size is the {thing.shape}?", thing.size
+    if kind == "count":
+        return kind, f"How many {noun} are there?", NUMBERS[count]
+    if kind == "relation":
+        other = second if thing is first else first
+        return (
+            kind,
+            f"Is the {thing.shape} left of, right of, above or below the {other.shape}?",
+            relation_of(thing, other),
+        )
+    other = thing
+    if rng.random() < 0.5:  # an object that is not in the scene: with another color or shape
+        while any((t.color, t.shape) == (other.color, other.shape) for t in scene.things):
+            change = (
+                {"color": pick(rng, COLORS)} if rng.random() < 0.5 else {"shape": pick(rng, SHAPES)}
+            )
+            other = thing._replace(**change)
+    answer = "yes" if other is thing else "no"
+    return kind, f"Is there {article(f'{other.color} {other.shape}')}?", answer
+
+
+def sentence(rng, level):
+    """A sentence about the same world."""
+    kind = int(rng.integers(4))
+    if kind == 0:
+        scene = sample_scene(rng, level, category=pick(rng, CATEGORIES), split="train")
+        return f"This is {caption(scene)}"
+    first, second = two(rng, SHAPES)
+    if kind == 1:
+        relation = pick(rng, RELATIONS)
+        condition = f"{article(first)} is {relation} {article(second)}"
+        return f"If {condition}, the {second} is {OPPOSITE[relation]} the {first}."
+    if kind == 2:
+        a, b = (int(n) for n in rng.integers(1, 3, size=2))
+        name = lambda n: f"{NUMBERS[n]} {plural(first) if n > 1 else first}"
+        return f"{name(a)} and {name(b)} make {NUMBERS[a + b]} {plural(first)}."
+    small, large = sorted(rng.choice(3, 2, replace=False))
+    return f"A {SIZES[small]} {first} fits into a {SIZES[large]} {first}, not the other way round."
+
+
+def held_out_prompts(level, *, per_category=100, seed=0):
+    """{category: [{'prompt', 'things': [[size, color, shape], ...], 'relation'}]}, all distinct.
+
+    Attributes that a prompt leaves open are '' in 'things'.
+    """
+    rng = np.random.default_rng((seed, 1_000_003))
+    named = {  # which of (size, color, shape) the prompt names
+        "single_object": (1, 0, 1),
+        "two_objects": (0, 0, 1),
+        "counting": (0, 1, 1),
+        "colors": (0, 1, 1),
+        "position": (0, 0, 1),
+        "color_attribution": (0, 1, 1),
+    }
+    prompts = {}
+    for category in CATEGORIES:
+        by_text = {}
+        while len(by_text) < per_category:
+            scene = sample_scene(rng, level, category=category, split="heldout")
+            attributes = lambda t, on=named[category]: [
+                name if use else "" for name, use in zip(t[:3], on, strict=True)
+            ]
+            text = prompt(rng, scene)
+            things = [attributes(t) for t in scene.things]
+            by_text.setdefault(text, {"prompt": text, "things": things, "relation": scene.relation})
+        prompts[category] = list(by_text.values())
+    return prompts

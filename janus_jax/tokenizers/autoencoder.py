@@ -4,10 +4,10 @@ Both have levels of residual blocks and a middle with attention. VQ-16 also has 
 every block of its coarsest level. In shapes, z is the number of channels of the feature vectors.
 """
 
-import jax
 from flax import nnx
 
 from janus_jax.layers.conv import AttentionBlock, Conv, Downsample, ResnetBlock, Upsample
+from janus_jax.layers.linear import silu
 from janus_jax.layers.norm import GroupNorm
 
 
@@ -93,7 +93,7 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for i in range(self.num_levels):
             x = self.levels[str(i)](x)
-        return self.conv_out(jax.nn.swish(self.norm_out(self.middle(x))))
+        return self.conv_out(silu(self.norm_out(self.middle(x))))
 
 
 class Decoder(nnx.Module):
@@ -127,4 +127,4 @@ class Decoder(nnx.Module):
         x = self.middle(self.conv_in(z))
         for i in range(self.num_levels):
             x = self.levels[str(i)](x)
-        return self.conv_out(jax.nn.swish(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))

@@ -67,7 +67,8 @@ class SampleLogger:
         data = self._stage.config["data"]
         template = Template(self._stage.template, tuple(data["roles"]), data["system_prompt"])
         sampler = Sampler(self._stage.network, params, self._tokenizer, template=template)
-        return sampler, sampler.guidance(scale=self._settings["guidance"])
+        scale, temperature = (self._settings.get(name) for name in ("guidance", "temperature"))
+        return sampler, sampler.guidance(scale=scale, temperature=temperature)
 
     def _reconstructions(self, params, batch):
         """Images, each followed by its reconstruction."""

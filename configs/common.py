@@ -106,7 +106,7 @@ def tiny_model(*, vocab_size, image_size=48):
     )
     training = dict(
         squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, sparsity=0.05,
-        codebook_from_data=(230, 410), crop=0,
+        codebook_from_data=(250, 450), crop=0,
     )  # fmt: skip
     return ConfigDict(
         dict(
@@ -138,17 +138,14 @@ def tiny_model(*, vocab_size, image_size=48):
 def tiny_flow_model(*, vocab_size):
     """JanusFlow's architecture at 48 px: 9 features to understand, 9 latent tokens to generate."""
     model = tiny_model(vocab_size=vocab_size)
-    width = dict(embed_dim=64, mlp_dim=192)
-    model.llm.update(width, num_layers=4, num_heads=2, num_kv_heads=2)
-    model.understanding.encoder.update(width, num_layers=4)
     model.understanding.update(adaptor="linear", begin=True)
     model.generation = dict(
         kind="flow",
         image_size=48,
-        tokenizer=dict(widths=(8, 16, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
+        tokenizer=dict(widths=(16, 32, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
         tokenizer_training=dict(squared=1.0, absolute=1.0, foreground=4.0, divergence=5e-3, crop=0),
         unet=dict(dim=64, num_blocks=2, norm_eps=1e-6),
-        alignment=dict(layer=2, feature_dim=64),
+        alignment=dict(layer=1, feature_dim=128),
         sample_latents=False,
     )
     return model

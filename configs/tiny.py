@@ -50,18 +50,22 @@ def get_config(stage="all"):
         {
             "tokenizer": common.stage(
                 objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
-                lr=6e-3, decay="cosine", warmup=30, steps=500, batch=4, rows=2, length=512,
+                lr=6e-3, decay="cosine", warmup=30, steps=560, batch=4, rows=2, length=512,
                 und_slots=0, gen_slots=8,
             ),
             "1": common.stage(
                 mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, steps=100,
                 **shape,
             ),
-            "2": common.stage(mixture=(5, 1, 6), sources=sources, steps=250, **shape),
+            "2": common.stage(mixture=(5, 1, 6), sources=sources, steps=200, **shape),
             "3": common.stage(
                 mixture=(6, 1, 5),
-                sources=sources | {"understanding": {"captions": 1, "questions": 4}},
-                decay="cosine", steps=1_150, template="chat", **shape,
+                sources=sources
+                | dict(
+                    understanding={"captions": 1, "questions": 4},
+                    generation={"scenes": 5, "collages": 1},
+                ),
+                decay="cosine", steps=1_100, template="chat", **shape,
             ),
         },
     )  # fmt: skip

@@ -40,29 +40,27 @@ def get_config(stage="all"):
     # scale is measured at the end of its stage. The understanding encoder and the LLM have no
     # pretrained weights either: every stage trains them, and the alignment target is the current
     # encoder.
-    shape = dict(batch=16, rows=8, length=128, frozen=("generation/tokenizer",))
+    shape = dict(
+        batch=8, rows=4, length=256, und_slots=16, gen_slots=20, lr=5e-3, warmup=20,
+        frozen=("generation/tokenizer",),
+    )  # fmt: skip
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
-                objective="tokenizer", mixture=(0, 0, 1),
-                sources={"generation": {"collages": 1}}, lr=4e-3, decay="cosine",
-                warmup=50, steps=450, batch=4, rows=1, length=256, und_slots=0, gen_slots=8,
-                frozen=("generation/tokenizer/scale",),
+                objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
+                lr=6e-3, decay="cosine", warmup=30, steps=400, batch=4, rows=2, length=512,
+                und_slots=0, gen_slots=8, frozen=("generation/tokenizer/scale",),
             ),
             "1": common.stage(
-                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, lr=3e-3,
-                warmup=50, steps=100, und_slots=18, gen_slots=18, **shape,
-            ),
-            "2": common.stage(
-                mixture=(10, 1, 10), sources=sources, lr=3e-3, warmup=50, steps=850,
-                und_slots=17, gen_slots=17, **shape,
-            ),
-            "3": common.stage(
-                mixture=(10, 1, 10),
-                sources=sources | {"understanding": {"captions": 1, "questions": 2}}, lr=3e-3,
-                decay="cosine", warmup=50, steps=1_250, und_slots=10, gen_slots=10, template="chat",
+                mixture=(1, 0, 2), sources=sources | {"generation": {"objects": 1}}, steps=100,
                 **shape,
+            ),
+            "2": common.stage(mixture=(4, 1, 8), sources=sources, steps=400, **shape),
+            "3": common.stage(
+                mixture=(4, 1, 7),
+                sources=sources | {"understanding": {"captions": 1, "questions": 4}},
+                decay="cosine", steps=1_500, template="chat", **shape,
             ),
         },
     )  # fmt: skip

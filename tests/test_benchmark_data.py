@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.helpers.commands import run
 
 DIMS = {
@@ -68,3 +70,18 @@ def test_a_mixture_of_two_shares_is_a_mistake(tmp_path):
     (tmp_path / "dims.json").write_text(json.dumps(DIMS))
     done = run("benchmark", "data", f"--dims={tmp_path}/dims.json", "--mixture=1:2")
     assert done.code == 2 and "2:3:5" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["draw", "--mixture=1:1:1"], "--mixture"),
+        (["fill", "--config=configs/tiny.py"], "--config"),
+        (["probe", "--rows=2"], "--rows"),
+        (["data", "--config=configs/tiny.py", "--codes"], "--codes"),
+        (["train", "--config=configs/tiny_flow.py", "--codes"], "--codes"),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_a_mistake(arguments, named):
+    done = run("benchmark", *arguments)
+    assert done.code == 2 and named in done.err and "Traceback" not in done.err

@@ -36,6 +36,17 @@ def test_objects_of_the_cells_level_are_alone_in_their_cells():
         assert filled == cells
 
 
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_a_collage_is_not_held_out_and_its_caption_has_every_object(level):
+    rng, third = np.random.default_rng(0), level.image_size / 3
+    where = lambda t: world.REGIONS[3 * int(t.y // third) + int(t.x // third)]
+    for _ in range(100):
+        scene = world.sample_collage(rng, level)
+        assert not world.held_out(scene)
+        said = world.collage_caption(scene, level).rstrip(".").split(", ")
+        assert sorted(said) == sorted(f"{where(t)}: {' '.join(t[:3])}" for t in scene.things)
+
+
 def _cell(pixels, x, y, size):
     return pixels[y * size : (y + 1) * size, x * size : (x + 1) * size]
 

@@ -87,14 +87,24 @@ PEER = cli.flags.DEFINE_enum(
 REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3)
 JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object.")
 
+# The flags that each command reads, besides --json.
+SHARED = (CONFIG, DIMS, REPEATS)
+APPLIES = {
+    "train": (*SHARED, MIXTURE, ROWS, CODES, PEER),
+    "draw": (*SHARED, BATCH, PEER),
+    "ask": (*SHARED, BATCH, PEER),
+    "data": (*SHARED, MIXTURE, ROWS, CODES, CORES, RATE),
+    "fill": (DIMS, MIXTURE, ROWS),
+    "probe": (CHECKPOINT,),
+}
+
 # All stages of all recipes
 MIXTURES = ("1:0:1", "2:3:5", "7:3:10", "1:0:3", "5:1:4", "30:20:50", "14:6:80", "21:9:70")
 
 
 def main(command):
     """Runs one benchmark and prints it."""
-    if CONFIG.value is not None and (DIMS.value or command == "fill"):
-        raise UserError("--config and --dims exclude each other, and fill takes --dims only.")
+    _check_flags(command)
     if PEER.value:  # it needs a share of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     commands = {"train": train, "draw": draw, "ask": ask, "data": measure_data, "fill": fill}
@@ -109,9 +119,31 @@ def main(command):
         print(json.dumps(figures), flush=True)
 
 
+def _check_flags(command):
+    """A flag that would be ignored is an error.
+
+    Raises:
+      UserError: for such a flag, and for both --config and --dims.
+    """
+    every = dict.fromkeys(flag for flags in APPLIES.values() for flag in flags)
+    given = [flag for flag in every if flag.value != flag.default]
+    for flag in given:
+        if flag not in APPLIES[command]:
+            raise UserError(f"--{flag.name} does not apply to {command}.")
+    if CONFIG in given and DIMS in given:
+        raise UserError("--config and --dims exclude each other.")
+    made_up = [flag.name for flag in (MIXTURE, ROWS, CODES) if flag in given]
+    if command == "data" and CONFIG in given and made_up:
+        raise UserError(
+            f"--{made_up[0]} changes made-up data; with --config, data reads the config's own."
+        )
+
+
 def train():
     """The train step on packed rows: a dict of figures."""
     work = _workload()
+    if CODES.value and (kind := work.config["model"]["generation"]["kind"]) != "vq":
+        raise UserError(f"--codes needs a model that generates codes; this one's kind is {kind}.")
     settings = work.settings
     baseline_rows = settings["batch"]
     if work.dims or MIXTURE.value or ROWS.value:

@@ -15,7 +15,7 @@ from janus_jax.shapes import world
 from janus_jax.shapes.levels import level_of
 
 COUNTS = {
-    "collages": 4_000,
+    "collages": 6_000,
     "objects": 10_000,
     "scenes": 26_000,
     "captions": 20_000,
@@ -35,8 +35,9 @@ def _scene(rng, level, split):
 
 
 def collage_record(rng, level):
-    """Generation: an image full of objects, for the image tokenizer."""
-    return {"image": _png(rng, level, world.sample_collage(rng, level)), "prompt": "a collage"}
+    """Generation: an image full of objects, and what is where."""
+    scene = world.sample_collage(rng, level)
+    return {"image": _png(rng, level, scene), "prompt": world.collage_caption(scene, level)}
 
 
 def object_record(rng, level):
@@ -146,7 +147,7 @@ def write(out, *, level="cells", seed=0, scale=1.0, workers=None):
     texts = [
         r[field]
         for name, part in records.items()
-        if name != "collages-train"  # their prompt is none
+        if settings.cells or name != "collages-train"  # "free" has the tokens of 0.1
         for r in part
         for field in fields
         if field in r

@@ -36,6 +36,10 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 SHARES = (0.10, 0.18, 0.20, 0.12, 0.20, 0.20)  # of the training scenes, in the order of CATEGORIES
+REGIONS = (
+    "top left", "top", "top right", "left", "center", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
 OPENERS = (
     "",
     *(
@@ -117,16 +121,18 @@ def sample_scene(rng, level, *, category, split):
 
 
 def sample_collage(rng, level):
-    """A scene of no category: random objects, at most as many as fit."""
+    """A scene of no category: random objects, at most as many as fit, in reading order."""
     most = level.cells**2 or 5
     while True:
         count = rng.integers(1, most, endpoint=True)
         things = tuple(
             Thing(pick(rng, SIZES), pick(rng, COLORS), pick(rng, SHAPES)) for _ in range(count)
         )
-        placed = place(rng, level, Scene("", things))
+        scene = Scene("", things)
+        placed = None if held_out(scene) else place(rng, level, scene)
         if placed is not None:
-            return placed
+            in_order = sorted(placed.things, key=lambda t: region_of(t, level))
+            return placed._replace(things=tuple(in_order))
 
 
 def as_scene(things):
@@ -188,6 +194,12 @@ def relation_of(a, b, margin=4.0):
     if abs(dy) > abs(dx) + margin:
         return "above" if dy > 0 else "below"
     return ""
+
+
+def region_of(thing, level):
+    """Index in REGIONS of the ninth of the image where an object is."""
+    row, column = (int(3 * place / level.image_size) for place in (thing.y, thing.x))
+    return 3 * row + column
 
 
 def outline(shape, *, x, y, radius, angle):
@@ -266,10 +278,20 @@ def prompt(rng, scene):
     return f"{pick(rng, OPENERS)}{describe(scene)}{pick(rng, CLOSERS)}"
 
 
+def full_name(thing):
+    """'small red circle'."""
+    return f"{thing.size} {thing.color} {thing.shape}"
+
+
+def collage_caption(scene, level):
+    """Every object of a collage, and where it is."""
+    return ", ".join(f"{REGIONS[region_of(t, level)]}: {full_name(t)}" for t in scene.things) + "."
+
+
 def caption(scene):
     """The full description of a scene."""
     first, second = scene.things[0], scene.things[-1]
-    full = lambda t: article(f"{t.size} {t.color} {t.shape}")
+    full = lambda t: article(full_name(t))
     if len(scene.things) == 1:
         return f"{full(first)}."
     if first.shape == second.shape:

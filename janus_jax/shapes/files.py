@@ -15,7 +15,7 @@ from janus_jax.shapes import world
 from janus_jax.shapes.levels import level_of
 
 COUNTS = {
-    "collages": 6_000,
+    "collages": 10_000,
     "objects": 10_000,
     "scenes": 26_000,
     "captions": 20_000,

@@ -32,6 +32,9 @@ def get_config(stage="all"):
         prompts=PROMPTS, guidance=1.0
     )  # guidance moves samples away from memorised images
     c.model = common.tiny_model(vocab_size=1024, image_size=64)
+    depth = dict(num_layers=4, mlp_dim=384)  # half an hour trains more layers than ten minutes
+    c.model.llm.update(depth, num_heads=2, num_kv_heads=2)
+    c.model.understanding.encoder.update(depth)
     c.model.generation.tokenizer_training.crop = 32
     c.data.tokenizer = "data/openmoji/tokenizer.json"
     emoji = lambda split, **fields: common.source(

@@ -21,7 +21,7 @@ def get_config(stage="all"):
     c.save_every = 2_000  # the end of every stage is saved anyway
     c.mesh = dict(data=-1, fsdp=1, tensor=1)
     c.optimizer.kind = "muon"  # from scratch, half the steps of AdamW
-    c.samples.update(guidance=1.5, temperature=0.7)
+    c.samples.update(guidance=1.3, temperature=0.6)
     c.samples.prompts = (
         "a small red circle", "two green squares", "a star left of a cross",
         "a blue diamond and a yellow triangle",

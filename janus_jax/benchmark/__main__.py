@@ -142,8 +142,8 @@ def _check_flags(command):
 def train():
     """The train step on packed rows: a dict of figures."""
     work = _workload()
-    if CODES.value and (kind := work.config["model"]["generation"]["kind"]) != "vq":
-        raise UserError(f"--codes needs a model that generates codes; this one's kind is {kind}.")
+    if CODES.value and "codebook_size" not in work.config["model"]["generation"]["tokenizer"]:
+        raise UserError("--codes needs a model whose image tokenizer has a codebook.")
     settings = work.settings
     baseline_rows = settings["batch"]
     if work.dims or MIXTURE.value or ROWS.value:

@@ -87,15 +87,15 @@ PEER = cli.flags.DEFINE_enum(
 REPEATS = cli.flags.DEFINE_integer("repeats", 7, "Timed repeats.", lower_bound=3)
 JSON = cli.flags.DEFINE_bool("json", False, "Ends with one JSON object.")
 
-# The flags that each command reads, besides --json.
-SHARED = (CONFIG, DIMS, REPEATS)
+# The flags that each command reads, besides --json
+SHARED = ("config", "dims", "repeats")
 APPLIES = {
-    "train": (*SHARED, MIXTURE, ROWS, CODES, PEER),
-    "draw": (*SHARED, BATCH, PEER),
-    "ask": (*SHARED, BATCH, PEER),
-    "data": (*SHARED, MIXTURE, ROWS, CODES, CORES, RATE),
-    "fill": (DIMS, MIXTURE, ROWS),
-    "probe": (CHECKPOINT,),
+    "train": (*SHARED, "mixture", "rows", "codes", "peer"),
+    "draw": (*SHARED, "batch", "peer"),
+    "ask": (*SHARED, "batch", "peer"),
+    "data": (*SHARED, "mixture", "rows", "codes", "cores", "accelerator"),
+    "fill": ("dims", "mixture", "rows"),
+    "probe": ("checkpoint",),
 }
 
 # All stages of all recipes
@@ -125,15 +125,15 @@ def _check_flags(command):
     Raises:
       UserError: for such a flag, and for both --config and --dims.
     """
-    every = dict.fromkeys(flag for flags in APPLIES.values() for flag in flags)
-    given = [flag for flag in every if flag.value != flag.default]
-    for flag in given:
-        if flag not in APPLIES[command]:
-            raise UserError(f"--{flag.name} does not apply to {command}.")
-    if CONFIG in given and DIMS in given:
+    flags = {name: cli.flags.FLAGS[name] for names in APPLIES.values() for name in names}
+    given = [name for name, flag in flags.items() if flag.value != flag.default]
+    for name in given:
+        if name not in APPLIES[command]:
+            raise UserError(f"--{name} does not apply to {command}.")
+    if {"config", "dims"} <= set(given):
         raise UserError("--config and --dims exclude each other.")
-    made_up = [flag.name for flag in (MIXTURE, ROWS, CODES) if flag in given]
-    if command == "data" and CONFIG in given and made_up:
+    made_up = [name for name in given if name in ("mixture", "rows", "codes")]
+    if command == "data" and "config" in given and made_up:
         raise UserError(
             f"--{made_up[0]} changes made-up data; with --config, data reads the config's own."
         )

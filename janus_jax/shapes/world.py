@@ -8,7 +8,8 @@ held out, from all categories of the training set:
     two different shapes   3 of the 15 pairs of shapes
 
 So a held-out prompt always describes something that no training image shows, made of parts that
-training images show.
+training images show. Collages obey the same table; a held-out pair of shapes occurs there only
+together with a third shape.
 """
 
 import io

@@ -16,6 +16,7 @@ if version("jaxlib") < "0.11":  # later ones have no other emitters
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # it would win over the 8 devices of XLA_FLAGS
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 

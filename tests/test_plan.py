@@ -105,7 +105,7 @@ def test_settings_start_with_the_configs_own_and_all_divide():
 
 
 def test_settings_that_would_divide_a_head_are_left_out():
-    stage = stage_of("tiny")  # 2 key-value heads
+    stage = stage_of("tiny", **{"model.llm.num_heads": 2, "model.llm.num_kv_heads": 2})
     candidates = estimate.candidates(stage, topology.parse("h100:8"))
     assert max(candidate.mesh.shape["tensor"] for _, candidate in candidates) == 2
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.errors import UserError
 from janus_jax.layers.pixels import to_float
 from janus_jax.models.functional import ModelSpec
 from janus_jax.tokenizers.base import reconstruction_errors
@@ -70,6 +71,12 @@ def test_the_first_steps_do_not_quantise_and_the_codebook_then_comes_from_the_da
         again = objective.calibrate(params | measured, other, step=jnp.int32(step))[book]
         same = np.abs(again - codes).max(axis=1) < 1e-6
         assert same[~free].all() == kept, step
+
+
+def test_a_codebook_cannot_come_from_data_before_the_first_step(config):
+    config.model.generation.tokenizer_training.codebook_from_data = (0, 5)
+    with pytest.raises(UserError, match="codebook_from_data"):
+        stage_of(config, "tokenizer")
 
 
 def test_seeding_reaches_every_cluster_once_and_no_vector_of_an_empty_slot():

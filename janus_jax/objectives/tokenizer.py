@@ -33,6 +33,11 @@ class TokenizerModel(nnx.Module):
                 "of "
                 f"{tokenizer.downsample} and at most the image size, {image_size}."
             )
+        if any(step < 1 for step in settings["codebook_from_data"]):
+            raise UserError(
+                "config.model.generation.tokenizer_training.codebook_from_data is "
+                f"{tuple(settings['codebook_from_data'])}: it lists steps, from 1."
+            )
         self.settings = settings
         self.generation = nnx.Dict({"tokenizer": tokenizer})
 

@@ -3,7 +3,7 @@
 import difflib
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 VQ_16 = dict(  # LlamaGen's tokenizer: 72M parameters, 16x downsampling
     base_channels=128,
@@ -59,7 +59,7 @@ def get_config():
     c.save_every = 1_000
     c.keep_checkpoints = 2
     # Prompts of the images that are generated into WORKDIR/samples at every checkpoint, and how.
-    # `evaluate` samples in the same way.
+    # `sample draw` and `evaluate` sample in the same way.
     c.samples = dict(prompts=(), guidance=5.0, temperature=placeholder(float))
     c.samples.shapes = ""  # a `shapes` folder: images of its first prompts are scored as well
     # Sources, as {task: {source: weight}}, whose losses are logged at every checkpoint.
@@ -163,7 +163,8 @@ def stage(*, mixture, sources, lr, warmup, steps, batch, **changes):
         mixture=mixture,
         sources=sources,
         phases=(),  # dicts (until: a step, mixture, sources) for changes during the stage
-        lr=lr,  # or dict(default=1e-4, rows=(("understanding/encoder", 2e-5),)), rates by part
+        # A number, or rates by part: dict(default=1e-4, rows=(("understanding/encoder", 2e-5),)).
+        lr=FieldReference(lr, field_type=object),
         decay="constant",
         warmup=warmup,
         steps=steps,

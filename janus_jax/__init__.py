@@ -2,15 +2,17 @@
 
 Reading order, from records on disk to a checkpoint:
 
-    configs/tiny.py                the numbers of a run
-    janus_jax/recipe/stage.py      Stage: the typed record of one training stage
-    janus_jax/data/pipeline.py     records to packed batches; imports sources, examples, packing
-    janus_jax/batch.py             Example and Batch, the contract between data and model
-    janus_jax/train/loop.py        sets a stage up, restores its state, trains, saves
-    janus_jax/train_step.py        objective, gradients of the trainable part, update
-    janus_jax/objectives/joint.py  the loss of the papers: text and images
-    janus_jax/models/janus.py      the model, on top of generation/, llama.py and siglip.py
-    janus_jax/checkpoint.py        saves state and data position together
+    data/pipeline.py        records to packed batches; imports sources, examples, packing
+    batch.py                Example and Batch, the contract between data and model
+    train/loop.py           sets a stage up, restores its state, trains, saves
+    train_step.py           objective, gradients of the trainable part, update
+    objectives/joint.py     the loss of the papers: text and images
+    models/janus.py         the model, on top of llama.py and siglip.py
+    generation/vq.py        how images are generated: code by code, or by flow.py
+    train/at_checkpoint.py  what happens at every checkpoint
+    checkpoint.py           saves state and data position together
+
+configs/tiny.py has the numbers of a run, recipe/stage.py is the typed record of one training stage.
 
 Axis letters of docstrings; einsum and rearrange use the same letters in lower case:
 

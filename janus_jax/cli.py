@@ -131,12 +131,12 @@ def sampling_flags():
             "checkpoint", None, "A run's workdir, or one of its checkpoints/STEP."
         ),
         guidance=define_finite(
-            "guidance", None, "Images: guidance scale, 1 is off; default: 5 (Janus), 2 (JanusFlow)."
+            "guidance", None, "Images: guidance scale, 1 is off; default: the run's config.samples."
         ),
         temperature=define_finite(
             "temperature",
             None,
-            "0 is greedy; default: 1 for images (Janus), 0 for answers.",
+            "0 is greedy; default: the run's config.samples for images (Janus), 0 for answers.",
             lower_bound=0,
         ),
         top_k=flags.DEFINE_integer(

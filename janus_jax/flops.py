@@ -28,32 +28,6 @@ def transformer(
     return num_layers * (2 * tokens * weights + 4 * attended * embed_dim)
 
 
-def vq_tokenizer(
-    *,
-    size,
-    base_channels,
-    channel_mult,
-    num_res_blocks,
-    z_channels,
-    codebook_size,
-    codebook_dim,
-    **_,
-):
-    """Forward FLOPs of the VQ tokenizer's encoder and of its decoder, for one image."""
-    widths = [base_channels * m for m in channel_mult]
-    encoder, decoder = autoencoder(
-        size=size,
-        stem=base_channels,
-        widths=widths,
-        num_res_blocks=num_res_blocks,
-        features=z_channels,
-        codes=codebook_dim,
-        attend=True,
-    )
-    cells = (size // 2 ** (len(widths) - 1)) ** 2
-    return encoder + 2 * cells * codebook_size * codebook_dim, decoder
-
-
 def autoencoder(*, size, stem, widths, num_res_blocks, features, codes, attend, decoded=None):
     """Forward FLOPs of the encoder and decoder of `tokenizers.autoencoder`, for one image.
 
@@ -117,8 +91,6 @@ def step(stats, *, llm, understanding, und_tokens, image, trains):
         for part, flops in image.items()
         if part != "tokenizer" or not stats["cached"]
     }
-    if trains("generation/tokenizer"):  # in a stage of its own
-        return images
     d = llm["embed_dim"]
     vit = understanding["encoder"]
     sizes = ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads")

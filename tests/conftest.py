@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# Official prompts, questions and weights, which the repository does not hold.
+OFFICIAL_DATA = Path(os.environ.get("JANUS_DATA", ROOT.parent / "shared/data"))
 CACHE = Path(tempfile.gettempdir()) / "janus_jax_test_cache"
 # Programs here run for milliseconds and are compiled for minutes.
 QUICK = "--xla_backend_optimization_level=0"

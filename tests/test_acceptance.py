@@ -28,7 +28,7 @@ from janus_jax.recipe.load import load_sampler
 from janus_jax.recipe.stage import make_stage
 from janus_jax.shapes import reader, world
 from janus_jax.shapes.levels import LEVELS
-from tests.conftest import ROOT
+from tests.conftest import OFFICIAL_DATA, ROOT
 from tests.helpers import random_weights
 from tests.paths import flow
 from tests.test_decode import draw
@@ -172,7 +172,7 @@ def train_and_evaluate(config, workdir):
     return understanding, drawing, minutes, figures
 
 
-def test_quickstart_reaches_its_bars(shapes_set, record_property):
+def test_quickstart_reaches_its_targets(shapes_set, record_property):
     understanding, drawing, _, figures = train_and_evaluate("tiny", "runs/quickstart")
     record_property("figures", figures)
     assert understanding >= 0.90 and drawing["single_object"] >= 0.90
@@ -181,7 +181,7 @@ def test_quickstart_reaches_its_bars(shapes_set, record_property):
     )
 
 
-def test_flow_reaches_its_bars(shapes_set, record_property):
+def test_flow_reaches_its_targets(shapes_set, record_property):
     understanding, drawing, minutes, figures = train_and_evaluate("tiny_flow", "runs/flow")
     record_property("figures", figures)
     assert understanding >= 0.90 and drawing["overall"] >= 0.60 and minutes <= 15
@@ -207,7 +207,7 @@ def write_gray_images(folder):
 def test_a_whole_benchmark_runs_on_the_quickstart(name, tmp_path, record_property):
     """Official prompts and questions, on the quickstart's model; the images of POPE are gray."""
     folder, pattern, count = BENCHMARKS[name]
-    data = ROOT.parent / "shared/data" / folder
+    data = OFFICIAL_DATA / folder
     if not data.is_dir():
         pytest.skip("the official prompts and questions are not here")
     if name == "pope":
@@ -274,7 +274,8 @@ def test_a_cached_prompt_saves_time(record_property):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         sampler = load_sampler(ROOT / "runs/flow", mesh=mesh)
-    noise = jax.random.normal(jax.random.key(1), (8, 8, 8, 4))
+    side = sampler.network.module.generation.side
+    noise = jax.random.normal(jax.random.key(1), (8, side, side, 4))
     ids = jnp.arange(240).reshape(8, 30) + 10
     figures = []
     for guidance in (FlowGuidance(2.0, 30), FlowGuidance(1.0, 30), FlowGuidance(2.0, 8)):

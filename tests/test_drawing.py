@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,8 @@ from PIL import Image
 
 from janus_jax.errors import UserError
 from janus_jax.evaluate.benchmarks import BENCHMARKS
+from tests.conftest import OFFICIAL_DATA
 from tests.helpers.benchmark_files import GENEVAL_LINES, PROMPTS
-
-SHARED = Path(__file__).parents[2] / "shared/data"
 
 
 def random_images(n, seed=0, side=8):
@@ -244,9 +242,11 @@ def test_coco_takes_each_photo_once_first(tmp_path, monkeypatch):
         benchmark.read(tmp_path)
 
 
-@pytest.mark.skipif(not (SHARED / "geneval").is_dir(), reason="needs the benchmarks' own prompts")
+@pytest.mark.skipif(
+    not (OFFICIAL_DATA / "geneval").is_dir(), reason="needs the benchmarks' own prompts"
+)
 def test_real_prompts():
-    tags = Counter(p.extra["tag"] for p in BENCHMARKS["geneval"].read(SHARED / "geneval"))
+    tags = Counter(p.extra["tag"] for p in BENCHMARKS["geneval"].read(OFFICIAL_DATA / "geneval"))
     assert list(tags.values()) == [80, 99, 80, 94, 100, 100]
     assert list(tags) == [
         "single_object",
@@ -256,7 +256,7 @@ def test_real_prompts():
         "position",
         "color_attr",
     ]
-    dense = BENCHMARKS["dpg"].read(SHARED / "dpg_bench")
+    dense = BENCHMARKS["dpg"].read(OFFICIAL_DATA / "dpg_bench")
     assert len({p.id for p in dense}) == 1065 and all(p.text for p in dense)
-    captions = BENCHMARKS["coco"].read(SHARED / "coco_captions")
+    captions = BENCHMARKS["coco"].read(OFFICIAL_DATA / "coco_captions")
     assert len(captions) == 25_014 and len({p.extra["image_id"] for p in captions[:5000]}) == 5000

@@ -55,7 +55,7 @@ def test_vq_tokenizer():
     )
     network = ModelSpec(lambda rngs: VQTokenizer(rngs, num_groups=2, **settings))
     params = fresh_params(network)
-    encode, decode = flops.vq_tokenizer(size=64, **settings)
+    encode, decode = VQTokenizer.flops(size=64, **settings)
 
     def encode_to_codes(params, x):
         tokenizer = network.merge(params)
@@ -72,7 +72,7 @@ def test_image_head():
     network = ModelSpec(lambda rngs: Mlp(rngs, 512, 512, 2048, axes=(None, None, None)))
     tokenizer = common.VQ_16 | dict(codebook_size=2048)
     settings = dict(image_size=128, tokenizer=tokenizer)  # 64 codes
-    parts = VQPath.flops(settings, embed_dim=512, encoder=0, trains=lambda prefix: False)
+    parts = VQPath.flops(settings, embed_dim=512, encoder=0)
     run = lambda params, x: network.merge(params)(x)
     xla = count(run, fresh_params(network), jnp.ones((64, 512)))
     assert xla == pytest.approx(parts["heads"] / flops.TRAINED, rel=0.02)
@@ -91,7 +91,7 @@ def test_flow_nets(monkeypatch):
         unet=dict(dim=1024, num_blocks=1),
         alignment=dict(layer=0),
     )
-    parts = FlowPath.flops(settings, embed_dim=1024, encoder=0, trains=lambda prefix: False)
+    parts = FlowPath.flops(settings, embed_dim=1024, encoder=0)
     linear = 2 * 64 * 1024 * 1024  # between each net and the LLM
     time, latents = jnp.ones(1), jnp.ones((1, 16, 16, 4))
     features, embedded_time = jnp.ones((1, 8, 8, 1024)), jnp.ones((1, 1024))

@@ -25,7 +25,6 @@ from janus_jax.layers.linear import Rngs
 from janus_jax.prepare import cache
 from janus_jax.recipe.load import load_sampler
 from janus_jax.recipe.stage import to_json
-from janus_jax.shapes import world
 from tests.conftest import (
     first_batch,
     first_state,
@@ -244,7 +243,7 @@ def write_wide_images(config, folder):
     records = [source[i] for i in range(len(source))]
     pixels = [np.asarray(image_ops.decode(record["image"])) for record in records]
     pairs = [np.concatenate([pixels[i], pixels[i - 1]], axis=1) for i in range(len(pixels))]
-    images = [world.encode_png(pair) for pair in pairs]
+    images = [image_ops.encode_png(pair) for pair in pairs]
     write_array_record(path, [r | {"image": image} for r, image in zip(records, images)])
     return path
 

@@ -87,8 +87,7 @@ def with_rates(config, lr):
     settings = config.stages.stage_2
     settings.update(warmup=0, weight_decay=0.0)
     config.optimizer.clip = 1e9
-    with settings.ignore_type():
-        settings.lr = lr
+    settings.lr = lr
     return stage_of(config)
 
 

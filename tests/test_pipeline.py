@@ -9,6 +9,7 @@ import pytest
 
 from janus_jax.batch import TASKS, Example
 from janus_jax.data.bad_records import BadRecords
+from janus_jax.data.images import encode_png
 from janus_jax.data.mixture import Phase
 from janus_jax.data.packing_stats import Lengths
 from janus_jax.data.shards import BatchShape, Shard, Stream
@@ -16,7 +17,6 @@ from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.data.synthetic import TableSource
 from janus_jax.errors import UserError
 from janus_jax.recipe.data import build_pipeline
-from janus_jax.shapes import world
 from tests.conftest import stage_of
 
 
@@ -192,7 +192,7 @@ def test_records_of_another_form_are_bad_records(config, tmp_path, record, reaso
 
 
 def test_an_example_with_more_images_than_slots_is_a_bad_record(config, tmp_path):
-    image = world.encode_png(np.zeros((16, 16, 3), np.uint8))
+    image = encode_png(np.zeros((16, 16, 3), np.uint8))
     turns = [
         {"role": "user", "content": "<image_placeholder>" * 5},
         {"role": "assistant", "content": "five"},

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from janus_jax import cli
+from janus_jax.data.images import encode_png
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
-from janus_jax.shapes import world
 from janus_jax.train.loop import train
 
 
@@ -16,7 +16,7 @@ from janus_jax.train.loop import train
 def broken(tmp_path_factory):
     """A folder with sources of no records, of undecodable images, and of truncated images."""
     folder = tmp_path_factory.mktemp("broken")
-    png = world.encode_png(np.full((64, 64, 3), 200, np.uint8))
+    png = encode_png(np.full((64, 64, 3), 200, np.uint8))
     sources = {"empty": [], "undecodable": [b"no image"] * 30, "truncated": [png[:-30]] * 30}
     for name, images in sources.items():
         records = [{"image": image, "prompt": "a star"} for image in images]

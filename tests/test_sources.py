@@ -22,9 +22,8 @@ from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 from janus_jax.recipe.data import build_pipeline, source_names
 from janus_jax.recipe.stage import make_stage
-from janus_jax.shapes import world
 from janus_jax.train import loop
-from tests.conftest import stage_of
+from tests.conftest import OFFICIAL_DATA, stage_of
 from tests.helpers import tfds_set
 
 COUNT = 24
@@ -34,7 +33,7 @@ NAMES = [f"thing number {chr(97 + i)}" for i in range(COUNT)]
 def image(i):
     """A PNG that differs for every i, wider than high."""
     pixels = np.random.default_rng(i).integers(0, 256, (20, 28, 3), np.uint8)
-    return world.encode_png(pixels)
+    return images.encode_png(pixels)
 
 
 IMAGES = [image(i) for i in range(COUNT)]
@@ -328,25 +327,22 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
             Source("s", kind=kind, path=str(tmp_path / name))
 
 
-SHARED = Path(__file__).parent.parent.parent / "shared/data"
-
-
 def photos(tmp_path):
-    folder = SHARED / "coco_mini_captioned"
+    folder = OFFICIAL_DATA / "coco_mini_captioned"
     fields = {"image": "file", "prompt": "captions", "caption": "captions"}
     path = str(folder / "captions.jsonl")
     return 119, dict(kind="json", path=path, pictures=("file",), fields=fields)
 
 
 def emoji(tmp_path):
-    with zipfile.ZipFile(SHARED / "emoji64/noto.zip") as packed:
+    with zipfile.ZipFile(OFFICIAL_DATA / "emoji64/noto.zip") as packed:
         packed.extractall(tmp_path / "noto")
     fields = {"image": "file", "prompt": "name", "caption": "name"}
     path = str(tmp_path / "noto/captions.jsonl")
     return 1650, dict(kind="json", path=path, pictures=("file",), fields=fields)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets of shared/data")
+@pytest.mark.skipif(not OFFICIAL_DATA.is_dir(), reason="needs the official data")
 @pytest.mark.parametrize("data_set", [photos, emoji])
 @pytest.mark.usefixtures("one_device")
 def test_real_sets_train_through_the_public_kinds(config, tmp_path, data_set):

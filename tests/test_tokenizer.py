@@ -1,15 +1,12 @@
 """Text tokenizers: special tokens are found by their strings."""
 
-from pathlib import Path
-
 import pytest
 
 from janus_jax.data import tokenizer
 from janus_jax.data.tokenizer import PRO_ROLES, SPECIAL
+from tests.conftest import OFFICIAL_DATA
 
-LLM_TOKENIZER = (
-    Path(__file__).parent.parent.parent / "shared/data/tokenizer_deepseek_llm/tokenizer.json"
-)
+LLM_TOKENIZER = OFFICIAL_DATA / "tokenizer_deepseek_llm/tokenizer.json"
 
 
 @pytest.mark.skipif(not LLM_TOKENIZER.is_file(), reason="no tokenizer of the language model")

@@ -144,8 +144,7 @@ def min_max(config, monkeypatch):
     """The stage of the objective with two groups, and a batch."""
     monkeypatch.setitem(OBJECTIVES, "min_max", MinMax)
     settings = config.stages.stage_2
-    with settings.ignore_type():
-        settings.lr = dict(default=1e-2, rows=(("discriminator", 3e-2),))
+    settings.lr = dict(default=1e-2, rows=(("discriminator", 3e-2),))
     settings.update(objective="min_max", mixture=(0, 0, 1), und_slots=0, frozen=())
     settings.update(warmup=0, weight_decay=0.1)
     return first_batch(config)

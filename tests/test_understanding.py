@@ -11,6 +11,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluate.benchmarks import BENCHMARKS
 from janus_jax.evaluate.understanding import choice, mmmu, open_answers, yes_no
 from janus_jax.evaluate.understanding.vqa_accuracy import normalise, vqa_accuracy
+from tests.conftest import OFFICIAL_DATA
 from tests.helpers.benchmark_files import (
     QUESTIONS,
     annotate,
@@ -28,7 +29,7 @@ from tests.helpers.benchmark_files import (
     vqa,
 )
 
-POPE = Path(__file__).parents[2] / "shared/data/pope"
+POPE = OFFICIAL_DATA / "pope"
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 

@@ -1,7 +1,6 @@
 """The VQ-16 tokenizer and the stage that trains it; tests/test_golden_janus.py has its numbers."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from janus_jax.models.functional import ModelSpec
 from janus_jax.tokenizers.base import reconstruction_errors
 from janus_jax.tokenizers.vq16 import CHOOSING_STEPS, VQTokenizer, fill_codebook, normalize
 from tests.conftest import (
+    OFFICIAL_DATA,
     first_batch,
     first_state,
     fresh_params,
@@ -23,7 +23,7 @@ from tests.conftest import (
     stage_of,
 )
 
-RELEASED_CODEBOOK = Path(__file__).parent.parent.parent / "shared/data/janus_pro_codebook"
+RELEASED_CODEBOOK = OFFICIAL_DATA / "janus_pro_codebook"
 
 
 @pytest.mark.usefixtures("one_device")

@@ -69,7 +69,14 @@ def make_folder(path):
 
 def write_json(path, value):
     """Writes a small, indented JSON file atomically."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode())
+
+
+def write_whole(path, content):
+    """Writes bytes to another name, then renames it, so that `path` is never incomplete."""
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
     partial.replace(path)

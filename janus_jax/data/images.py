@@ -150,3 +150,10 @@ def _resize(image, width, height):
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode_png(pixels):
+    """uint8[h, w, 3] -> PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -129,10 +129,7 @@ def _comparison():
 
 
 def _settings(directory, sampler, benchmark, options):
-    """Options with the sampling settings, and all that scores depend on besides the data.
-
-    Guidance scale and temperature are by default those of the run's own samples.
-    """
+    """Options with the sampling settings, and all that scores depend on besides the data."""
     saved = checkpoint.open_saved(directory)
     config = saved.about["config"]
     has_average = bool(checkpoint.param_structs(saved, "ema"))
@@ -149,11 +146,8 @@ def _settings(directory, sampler, benchmark, options):
         },
     }
     if benchmark.generates_images:
-        guidance = SAMPLING.image_settings()
-        for name, field in (("scale", "guidance"), ("temperature", "temperature")):
-            if guidance[name] is None:
-                guidance[name] = config["samples"].get(field)
-        options = options._replace(guidance=sampler.guidance(**guidance))
+        guidance = sampler.guidance(**SAMPLING.image_settings())
+        options = options._replace(guidance=guidance)
     return options, settings | benchmark.settings(config["model"], options)
 
 

@@ -7,11 +7,11 @@ not on the batch, the number of devices or how often the command was started.
 import hashlib
 import json
 
-import jax
 import rich.console
 import rich.progress
 
 from janus_jax import distributed
+from janus_jax.data.files import write_whole
 from janus_jax.data.images import BadRecord, decode
 from janus_jax.errors import UserError
 
@@ -131,9 +131,7 @@ def _read_answers(path):
     content = path.read_bytes() if path.exists() else b""
     complete = content[: content.rfind(b"\n") + 1]
     if complete != content:
-        copy = path.with_suffix(f".{jax.process_index()}")
-        copy.write_bytes(complete)
-        copy.replace(path)
+        write_whole(path, complete)
     try:
         rows = map(json.loads, complete.split(b"\n")[:-1])
         return {row["id"]: row["answer"] for row in rows}

@@ -90,7 +90,7 @@ class GenerationPath(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def flops(settings, *, embed_dim, encoder, trains):
+    def flops(settings, *, embed_dim, encoder):
         """Useful FLOPs of a training step for one image to generate, {part: FLOPs}; MFU is computed
         from it.
 
@@ -98,7 +98,6 @@ class GenerationPath(abc.ABC):
           settings: the path's config, as `Nets` gets it.
           embed_dim: D of the LLM.
           encoder: forward FLOPs of the understanding encoder for one image.
-          trains: path prefix -> whether parameters there train in this step.
         """
 
     @abc.abstractmethod

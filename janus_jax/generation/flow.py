@@ -141,24 +141,10 @@ class FlowPath(GenerationPath):
         return self.nets.tap_layer
 
     @staticmethod
-    def flops(settings, *, embed_dim, encoder, trains):
-        """Autoencoder, ConvNeXt nets, linear maps, alignment; in the tokenizer's own stage the
-        autoencoder only.
-        """
-        size, vae = settings["image_size"], settings["tokenizer"]
-        encode, decode = flops.autoencoder(
-            size=size,
-            stem=vae["widths"][0],
-            widths=vae["widths"],
-            num_res_blocks=vae["num_res_blocks"],
-            attend=False,
-            features=2 * vae["latent_channels"],
-            codes=2 * vae["latent_channels"],
-            decoded=vae["latent_channels"],
-        )
-        if trains("generation/tokenizer/encoder"):
-            share = ((settings["tokenizer_training"]["crop"] or size) / size) ** 2
-            return {"tokenizer": flops.TRAINED * share * (encode + decode)}
+    def flops(settings, *, embed_dim, encoder):
+        """The autoencoder's encoder, ConvNeXt nets, linear maps, alignment."""
+        vae = settings["tokenizer"]
+        encode, _ = VAE.flops(size=settings["image_size"], **vae)
         dim, blocks = settings["unet"]["dim"], settings["unet"]["num_blocks"]
         tokens = FlowNets.count_tokens(**settings) - 1
         block = lambda c: tokens * 2 * c * (49 + 8 * c) + 2 * embed_dim * 2 * c

@@ -75,15 +75,10 @@ class VQPath(GenerationPath):
     attend_to_dropped_prompt = True
 
     @staticmethod
-    def flops(settings, *, embed_dim, encoder, trains):
-        """The tokenizer's encoder, adaptor and head; in the tokenizer's own stage all of it, on the
-        crops it sees.
-        """
-        size, vq = settings["image_size"], settings["tokenizer"]
-        encode, decode = flops.vq_tokenizer(size=size, **vq)
-        if trains("generation/tokenizer"):
-            share = ((settings["tokenizer_training"]["crop"] or size) / size) ** 2
-            return {"tokenizer": flops.TRAINED * share * (encode + decode)}
+    def flops(settings, *, embed_dim, encoder):
+        """The tokenizer's encoder, adaptor and head."""
+        vq = settings["tokenizer"]
+        encode, _ = VQTokenizer.flops(size=settings["image_size"], **vq)
         codes = VQNets.count_tokens(**settings)
         return {
             "tokenizer": flops.FORWARD * encode,

@@ -31,7 +31,7 @@ class Template(NamedTuple):
 class Sampler:
     """A trained model with its tokenizer and the text template it was trained with."""
 
-    def __init__(self, network, params, tokenizer, *, template: Template):
+    def __init__(self, network, params, tokenizer, *, template: Template, defaults=None):
         """Sets the model up.
 
         Args:
@@ -39,7 +39,9 @@ class Sampler:
           params: {path: array} on a mesh.
           tokenizer: TextTokenizer.
           template: Template.
+          defaults: {setting: value} of image sampling, which replace those of the generation path.
         """
+        self._defaults = defaults or {}
         self.network, self.params, self.tokenizer, self.template = (
             network,
             params,
@@ -55,13 +57,13 @@ class Sampler:
         return next(iter(self.params.values())).sharding.mesh
 
     def guidance(self, **settings):
-        """Sampling settings: the generation path's defaults, changed by `settings`; None leaves a
-        default.
+        """Sampling settings: this sampler's defaults, changed by `settings`; None leaves a default.
 
         Raises:
           UserError: for a setting that the model's generation path does not have.
         """
         given = {name: value for name, value in settings.items() if value is not None}
+        given = self._defaults | given
         known = self._generator.Guidance._fields
         if unknown := [name for name in given if name not in known]:
             raise UserError(

@@ -13,8 +13,6 @@ from janus_jax.models.functional import ModelSpec
 from janus_jax.objectives.base import MODEL, Objective, mean_over_images
 from janus_jax.tokenizers.base import training_pixels
 
-DEFAULTS = dict(crop=0, foreground=0.0, codebook_from_data=(), sparsity=0.0)
-
 
 class TokenizerModel(nnx.Module):
     """The tokenizer under the path it has in the whole model, `generation/tokenizer`."""
@@ -23,17 +21,16 @@ class TokenizerModel(nnx.Module):
         """`generation` is `config.model.generation`; its `tokenizer_training` holds the loss
         weights, the crop, and what the tokenizer's own `training_loss` reads.
         """
-        settings = DEFAULTS | (generation.get("tokenizer_training") or {})
         tokenizer = generation_path(generation["kind"]).Tokenizer(rngs, **generation["tokenizer"])
+        settings = tokenizer.training_defaults | (generation.get("tokenizer_training") or {})
         image_size = generation["image_size"]
         crop = settings["crop"] or image_size
         if crop % tokenizer.downsample or crop > image_size:
             raise UserError(
                 f"config.model.generation.tokenizer_training.crop is {crop}: it must be a multiple "
-                "of "
-                f"{tokenizer.downsample} and at most the image size, {image_size}."
+                f"of {tokenizer.downsample} and at most the image size, {image_size}."
             )
-        if any(step < 1 for step in settings["codebook_from_data"]):
+        if any(step < 1 for step in settings.get("codebook_from_data", ())):
             raise UserError(
                 "config.model.generation.tokenizer_training.codebook_from_data is "
                 f"{tuple(settings['codebook_from_data'])}: it lists steps, from 1."

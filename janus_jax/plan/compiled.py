@@ -18,6 +18,7 @@ import rich.progress
 from absl import logging
 
 from janus_jax import hlo, sharding, train_step
+from janus_jax.data.files import write_whole
 from janus_jax.plan import topology
 from janus_jax.recipe.stage import make_stage
 
@@ -55,10 +56,7 @@ def compile_step(stage, target, *, effort, note):
                 raise
             figures = _out_of_memory(str(error))
     figures["compile_seconds"] = time.perf_counter() - start
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(figures))
-    partial.rename(cache)
+    write_whole(cache, json.dumps(figures).encode())
     return figures
 
 

@@ -18,13 +18,12 @@ from janus_jax import checkpoint, fingerprint, sharding
 from janus_jax.data import images
 from janus_jax.data.bad_records import BadRecords, malformed_as_bad_record
 from janus_jax.data.files import make_folder, write_json
-from janus_jax.data.images import BadRecord
+from janus_jax.data.images import BadRecord, encode_png
 from janus_jax.data.sources import Source
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.errors import UserError
 from janus_jax.objectives.tokenizer import Tokenizer
 from janus_jax.recipe.data import open_sources
-from janus_jax.shapes import world
 
 PER_FILE = 1024  # records
 IMAGES_PER_DEVICE = 32  # that are tokenized at once
@@ -254,5 +253,5 @@ def _with_field(pairs, field, tokenize, batch):
         values = tokenize([square for _, square in some])
         for (record, square), value in zip(some, values, strict=True):
             array = {"data": value.tobytes(), "dtype": value.dtype.name, "shape": list(value.shape)}
-            image = {"image": world.encode_png(square)} if field == "latents" else {}
+            image = {"image": encode_png(square)} if field == "latents" else {}
             yield record | image | {field: array}

@@ -3,19 +3,25 @@
 from janus_jax import sharding
 from janus_jax.batch import TASKS
 from janus_jax.errors import UserError
+from janus_jax.generation import generation_path
 from janus_jax.objectives import OBJECTIVES
 from janus_jax.recipe.freezing import TOKENIZER, stage_number
 
 
 def complete(config):
-    """A config with the fields that configs of earlier versions lack, as checkpoints carry them
-    along.
+    """A config with all its fields: those that a page left out of `tokenizer_training`, and those
+    that configs of earlier versions lack, as checkpoints carry them along.
     """
     stages = {}
     for name, settings in config["stages"].items():
         default = "tokenizer" if name == TOKENIZER else "joint"
         stages[name] = {"objective": default} | settings
-    return config | {"stages": stages}
+    generation = dict(config["model"]["generation"])
+    if given := generation.get("tokenizer_training"):
+        defaults = generation_path(generation["kind"]).Tokenizer.training_defaults
+        generation["tokenizer_training"] = defaults | given
+    model = config["model"] | {"generation": generation}
+    return config | {"model": model, "stages": stages}
 
 
 def check_stage(config, name):
@@ -42,13 +48,8 @@ def check_stage(config, name):
         raise UserError(
             f"config.ema is {config['ema']}; the average would never move: it must be below 1."
         )
-    if OBJECTIVES[settings["objective"]].trains_tokenizer and not config["model"]["generation"].get(
-        "tokenizer_training"
-    ):
-        raise UserError(
-            f"config.stages.{name} trains the tokenizer; give its losses in "
-            "config.model.generation.tokenizer_training."
-        )
+    if OBJECTIVES[settings["objective"]].trains_tokenizer:
+        _check_tokenizer_training(config["model"]["generation"], name)
     for phase in ({"mixture": settings["mixture"]}, *settings["phases"]):
         unknown = sorted(set(phase) - {"until", "mixture", "sources"})
         shares = phase.get("mixture", settings["mixture"])
@@ -62,6 +63,21 @@ def check_stage(config, name):
                 "`mixture` (three shares) "
                 "or `sources` where these change."
             )
+
+
+def _check_tokenizer_training(generation, name):
+    training = generation.get("tokenizer_training")
+    if not training:
+        raise UserError(
+            f"config.stages.{name} trains the tokenizer; give its losses in "
+            "config.model.generation.tokenizer_training."
+        )
+    known = generation_path(generation["kind"]).Tokenizer.training_defaults
+    if unknown := sorted(training.keys() - known):
+        raise UserError(
+            f"config.model.generation.tokenizer_training has no field {unknown[0]!r}; known: "
+            f"{sorted(known)}."
+        )
 
 
 def _check_minima(config, name):

@@ -76,7 +76,7 @@ def build_example_maker(stage):
             f"The text tokenizer has {tokenizer.size} tokens, "
             f"config.model.llm.vocab_size is {vocab_size}."
         )
-    path = generation_path(stage.model["generation"]["kind"])
+    generator = generation_path(stage.model["generation"]["kind"])
     make = ExampleMaker(
         tokenizer,
         template=Template(
@@ -85,8 +85,8 @@ def build_example_maker(stage):
         image_tokens=ImageTokens(
             stage.und_tokens,
             stage.gen_tokens,
-            prefix_tokens=path.prefix_tokens,
-            attend_to_dropped_prompt=path.attend_to_dropped_prompt,
+            prefix_tokens=generator.prefix_tokens,
+            attend_to_dropped_prompt=generator.attend_to_dropped_prompt,
         ),
         augmentation=Augmentation(
             **{k: data[k] for k in ("prompt_drop", "first_sentence", "crop")}

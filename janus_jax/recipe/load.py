@@ -54,7 +54,17 @@ def load_sampler(path, *, mesh=None, weights="ema", dtype=None) -> Sampler:
     params = checkpoint.load_params(saved, abstract, weights=weights)
     kind = "chat" if stage == freezing.IMPORTED else config["stages"][stage]["template"]
     template = Template(kind, tuple(config["data"]["roles"]), config["data"]["system_prompt"])
-    return Sampler(network, params, TextTokenizer(saved.about["tokenizer"]), template=template)
+    tokenizer = TextTokenizer(saved.about["tokenizer"])
+    return Sampler(
+        network, params, tokenizer, template=template, defaults=sampling_defaults(config)
+    )
+
+
+def sampling_defaults(config):
+    """How a run's own samples are generated, `config.samples`: {setting: value}."""
+    samples = config["samples"]
+    settings = {"scale": samples["guidance"], "temperature": samples.get("temperature")}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def abstract_for_inference(network, dtype, *, mesh=None):

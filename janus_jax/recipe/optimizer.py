@@ -48,11 +48,11 @@ def rates_by_path(lr, paths):
     Raises:
       UserError: for other fields, and for a pattern that matches no trainable parameter.
     """
-    if not isinstance(lr, dict):
+    if isinstance(lr, int | float):
         return dict.fromkeys(paths, lr), lr
-    if lr.keys() - {"default", "rows"} or "default" not in lr:
+    if not isinstance(lr, dict) or lr.keys() - {"default", "rows"} or "default" not in lr:
         raise UserError(
-            f"A stage's lr is {lr}; write a number, or dict(default=1e-4, "
+            f"A stage's lr is {lr!r}; write a number, or dict(default=1e-4, "
             "rows=((pattern, rate), ...))."
         )
     rates = dict.fromkeys(paths, lr["default"])

@@ -162,11 +162,15 @@ class Stage:
         llm, understanding, generation = (
             self.model[part] for part in ("llm", "understanding", "generation")
         )
-        image = generation_path(generation["kind"]).flops(
+        path_class = generation_path(generation["kind"])
+        if self.trains_tokenizer:
+            side = generation["tokenizer_training"]["crop"] or generation["image_size"]
+            passes = sum(path_class.Tokenizer.flops(size=side, **generation["tokenizer"]))
+            return {"tokenizer": flops.TRAINED * stats["gen_pictures"] * passes}
+        image = path_class.flops(
             generation,
             embed_dim=llm["embed_dim"],
             encoder=flops.encoder(understanding["encoder"], tokens=self.und_tokens),
-            trains=self.trains,
         )
         return flops.step(
             stats,

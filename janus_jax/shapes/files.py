@@ -10,6 +10,7 @@ import rich.progress
 
 from janus_jax.data import chat, tokenizer
 from janus_jax.data.files import make_folder, write_json
+from janus_jax.data.images import encode_png
 from janus_jax.data.sources.array_record import write_array_record
 from janus_jax.shapes import world
 from janus_jax.shapes.levels import level_of
@@ -53,7 +54,7 @@ def scene_record(rng, level):
 
 
 def _png(rng, level, scene):
-    return world.encode_png(world.render(rng, level, scene))
+    return encode_png(world.render(rng, level, scene))
 
 
 def _generation_record(rng, level, scene):

@@ -12,6 +12,7 @@ import numpy as np
 import rich.progress
 from PIL import Image
 
+from janus_jax.data.images import encode_png
 from janus_jax.data.sources import Source
 from janus_jax.errors import UserError
 from janus_jax.shapes import reader, world
@@ -162,7 +163,7 @@ def round_trip(sampler, images, level, *, batch=BATCH, seed=0):
     records = []
     for image, scene in readable:
         kind, question, answer = world.question(rng, scene)
-        content = {"image": world.encode_png(image), "question": question, "answer": answer}
+        content = {"image": encode_png(image), "question": question, "answer": answer}
         records.append(content | {"kind": kind})
     correct = 0.0
     if records:

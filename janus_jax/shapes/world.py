@@ -12,7 +12,6 @@ training images show. Collages obey the same table; a held-out pair of shapes oc
 together with a third shape.
 """
 
-import io
 import math
 from typing import NamedTuple
 
@@ -239,13 +238,6 @@ def render(rng, level, scene, *, scale=4):
         points = outline(t.shape, x=t.x, y=t.y, radius=t.radius, angle=t.angle) * scale
         draw.polygon([tuple(p) for p in points], fill=tuple(int(c) for c in color))
     return np.asarray(image.reduce(scale))
-
-
-def encode_png(pixels):
-    """uint8[h, w, 3] -> PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def article(words):

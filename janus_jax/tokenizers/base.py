@@ -18,10 +18,20 @@ class ImageTokenizer(nnx.Module):
     Attributes:
       downsample: pixels per side of one cell of the feature map.
       width: channels at full resolution, from which memory is estimated.
+      training_defaults: the fields of `config.model.generation.tokenizer_training` and their
+        defaults.
     """
 
     downsample: int
-    width: int = 1
+    width: int
+    training_defaults: dict
+
+    @staticmethod
+    @abc.abstractmethod
+    def flops(*, size, **sizes):
+        """Forward FLOPs of encoding and of decoding an image of `size` pixels per side; `sizes` are
+        those that the net is built with.
+        """
 
     @abc.abstractmethod
     def cache(self, images):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from janus_jax import flops
 from janus_jax.layers.conv import Conv
 from janus_jax.layers.linear import ones, param
 from janus_jax.layers.pixels import to_float
@@ -21,6 +22,8 @@ class VAE(ImageTokenizer):
     Moments and latents in `encode` and `decode` are unscaled; SDXL's scale is 0.13025. Products
     have the highest precision, also on devices that round factors by default.
     """
+
+    training_defaults = dict(squared=1.0, absolute=1.0, foreground=0.0, divergence=1e-6, crop=0)
 
     def __init__(self, rngs, *, widths, num_res_blocks, latent_channels, num_groups=32):
         """Builds the net.
@@ -43,6 +46,20 @@ class VAE(ImageTokenizer):
         self.quant_conv = Conv(rngs, 2 * latent_channels, 2 * latent_channels, window=1)
         self.post_quant_conv = Conv(rngs, latent_channels, latent_channels, window=1)
         self.scale = param(rngs, (), (), ones)
+
+    @staticmethod
+    def flops(*, size, widths, num_res_blocks, latent_channels, **_):
+        """As `ImageTokenizer.flops`."""
+        return flops.autoencoder(
+            size=size,
+            stem=widths[0],
+            widths=widths,
+            num_res_blocks=num_res_blocks,
+            attend=False,
+            features=2 * latent_channels,
+            codes=2 * latent_channels,
+            decoded=latent_channels,
+        )
 
     @jax.default_matmul_precision("highest")
     def encode(self, pixels):

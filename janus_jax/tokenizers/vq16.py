@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from janus_jax import flops
 from janus_jax.layers.conv import Conv
 from janus_jax.layers.linear import param
 from janus_jax.layers.pixels import to_float
@@ -49,6 +50,16 @@ class VQTokenizer(ImageTokenizer):
     default, which changes ids.
     """
 
+    training_defaults = dict(
+        squared=1.0,
+        absolute=1.0,
+        foreground=0.0,
+        commitment=0.25,
+        sparsity=0.0,
+        codebook_from_data=(),
+        crop=0,
+    )
+
     def __init__(
         self,
         rngs,
@@ -79,6 +90,23 @@ class VQTokenizer(ImageTokenizer):
         self.codebook = param(
             rngs, (codebook_size, codebook_dim), axes, nnx.initializers.normal(1.0)
         )
+
+    @staticmethod
+    def flops(*, size, base_channels, channel_mult, num_res_blocks, z_channels, **codebook):
+        """As `ImageTokenizer.flops`."""
+        widths = [base_channels * m for m in channel_mult]
+        encode, decode = flops.autoencoder(
+            size=size,
+            stem=base_channels,
+            widths=widths,
+            num_res_blocks=num_res_blocks,
+            features=z_channels,
+            codes=codebook["codebook_dim"],
+            attend=True,
+        )
+        cells = (size // 2 ** (len(widths) - 1)) ** 2
+        search = 2 * cells * codebook["codebook_size"] * codebook["codebook_dim"]
+        return encode + search, decode
 
     @jax.default_matmul_precision("highest")
     def encode(self, pixels):

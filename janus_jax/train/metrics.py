@@ -14,6 +14,7 @@ from absl import logging
 from rich import progress
 
 from janus_jax import distributed, hardware
+from janus_jax.data.files import write_whole
 from janus_jax.data.pipeline import COUNTS, statistics
 from janus_jax.errors import UserError
 
@@ -135,9 +136,7 @@ class Log:
             for line in lines
             if line.endswith("\n") and json.loads(line)["step"] <= resumed_step
         ]
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text("".join(lines))
-        partial.replace(self._path)
+        write_whole(self._path, "".join(lines).encode())
         self._file = self._path.open("a", buffering=1)
         import tensorboardX  # here: it imports PyTorch where that is installed, which takes seconds
 

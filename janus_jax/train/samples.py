@@ -8,6 +8,7 @@ from janus_jax import distributed
 from janus_jax.inference import decode
 from janus_jax.inference.contact_sheet import contact_sheet
 from janus_jax.inference.sampler import Sampler, Template
+from janus_jax.recipe.load import sampling_defaults
 from janus_jax.shapes import score
 
 RECONSTRUCTIONS = 16  # images on a sheet of the tokenizer
@@ -45,30 +46,34 @@ class SampleLogger:
 
     def _score(self, step, params):
         """Logs the share of correct images among the first prompts of every category."""
-        sampler, guidance = self._sampler(params)
+        sampler = self._sampler(params)
         prompts = {
             name: p[:SCORED_PROMPTS]
             for name, p in score.load_prompts(self._settings["shapes"]).items()
         }
-        images = score.draw_all(sampler, prompts, seeds=[0], guidance=guidance)
+        images = score.draw_all(sampler, prompts, seeds=[0], guidance=sampler.guidance())
         shares, _ = score.score(images, prompts, score.load_level(self._settings["shapes"]))
         self._log.write(step, {f"shapes/{name}": share for name, share in shares.items()})
 
     def _drawings(self, params):
         """One image per prompt."""
         prompts = self._settings["prompts"]
-        sampler, guidance = self._sampler(params)
-        return contact_sheet(
-            sampler.draw(prompts, seeds=range(len(prompts)), guidance=guidance), prompts
-        )
+        sampler = self._sampler(params)
+        images = sampler.draw(prompts, seeds=range(len(prompts)), guidance=sampler.guidance())
+        return contact_sheet(images, prompts)
 
     def _sampler(self, params):
-        """The current model, and its sampling settings."""
-        data = self._stage.config["data"]
+        """The current model."""
+        config = self._stage.config
+        data = config["data"]
         template = Template(self._stage.template, tuple(data["roles"]), data["system_prompt"])
-        sampler = Sampler(self._stage.network, params, self._tokenizer, template=template)
-        scale, temperature = (self._settings.get(name) for name in ("guidance", "temperature"))
-        return sampler, sampler.guidance(scale=scale, temperature=temperature)
+        return Sampler(
+            self._stage.network,
+            params,
+            self._tokenizer,
+            template=template,
+            defaults=sampling_defaults(config),
+        )
 
     def _reconstructions(self, params, batch):
         """Images, each followed by its reconstruction."""

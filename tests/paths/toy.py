@@ -21,9 +21,15 @@ from tests.conftest import small
 class ToyTokenizer(ImageTokenizer):
     """A linear projection of patches, inverted by its pseudo-inverse."""
 
+    training_defaults = {}
+
     def __init__(self, rngs, *, patch, dim):
-        self.downsample = patch
+        self.downsample, self.width = patch, 1
         self.project = Linear(rngs, 3 * patch**2, dim, axes=("pixel", "code_dim"))
+
+    @staticmethod
+    def flops(*, size, patch, dim):
+        return (2 * 3 * size**2 * dim,) * 2
 
     def encode(self, images):
         p = self.downsample
@@ -45,7 +51,7 @@ class ToyTokenizer(ImageTokenizer):
     def reconstruct(self, images):
         return self.decode(self.encode(images))
 
-    def training_loss(self, pixels, keys, statistics, *, weights):
+    def training_loss(self, pixels, keys, statistics, *, settings):
         raise NotImplementedError
 
 
@@ -66,7 +72,7 @@ class ToyPath(GenerationPath):
     read_shift, prefix_tokens, attend_to_dropped_prompt = -1, ("boi",), True
 
     @staticmethod
-    def flops(settings, *, embed_dim, encoder, trains):
+    def flops(settings, *, embed_dim, encoder):
         tokens = ToyNets.count_tokens(**settings)
         return {"heads": flops.TRAINED * tokens * 2 * embed_dim * settings["tokenizer"]["dim"]}
 

@@ -7,6 +7,7 @@ from janus_jax.convert.layouts.networks import (
     llama_table,
     llamagen_vq_table,
     mlp_table,
+    patches_per_side,
     preprocessor_fields,
     read_llama,
     siglip_timm_table,
@@ -185,7 +186,7 @@ class DeepSeek(ModelLayout):
                 ignore_id=-100,
                 image_tag="<image_placeholder>",
                 mask_prompt=True,
-                num_image_tokens=(encoder["image_size"] // encoder["patch_size"]) ** 2,
+                num_image_tokens=patches_per_side(encoder) ** 2,
                 sft_format="deepseek",
             ),
         }

@@ -66,6 +66,11 @@ def llama_table(prefix, head):
     ]
 
 
+def patches_per_side(encoder):
+    """Patches per side of the images that the understanding encoder reads, from its sizes."""
+    return encoder["image_size"] // encoder["patch_size"]
+
+
 def read_llama(config):
     """The fields of `config.model.llm` in a LlamaConfig.
 

@@ -7,6 +7,7 @@ from janus_jax.convert.layouts.networks import (
     NUM_GROUPS,
     llama_table,
     mlp_table,
+    patches_per_side,
     preprocessor_fields,
     read_llama,
     siglip_transformers_table,
@@ -141,7 +142,7 @@ class Transformers(ModelLayout):
         vq = VQ_DEFAULTS | config.get("vq_config", {})
         llm = read_llama(config["text_config"])
         dim = llm["embed_dim"]
-        grid = vision["image_size"] // vision["patch_size"]
+        grid = patches_per_side(vision)
         require(
             "config.json",
             {
@@ -211,7 +212,7 @@ class Transformers(ModelLayout):
             "processor_config.json": dict(
                 processor_class="JanusProcessor",
                 use_default_system_prompt=bool(config["data"]["system_prompt"]),
-                num_image_tokens=(encoder["image_size"] // encoder["patch_size"]) ** 2,
+                num_image_tokens=patches_per_side(encoder) ** 2,
             ),
             "chat_template.json": dict(chat_template=_chat_template(config["data"]["roles"])),
             **tokenizer_files("PreTrainedTokenizerFast"),  # reads tokenizer.json without changes
@@ -230,7 +231,7 @@ def _write_encoder(encoder, llm):
         hidden_act="gelu",
         projection_dim=llm["embed_dim"],
         depth=2,
-        num_image_tokens=(encoder["image_size"] // encoder["patch_size"]) ** 2,
+        num_image_tokens=patches_per_side(encoder) ** 2,
     )
 
 
@@ -241,7 +242,7 @@ def _write_tokenizer(model):
     return dict(
         model_type="janus_vqgan",
         **{name: tokenizer[field] for field, name in TOKENIZER_FIELDS.items()},
-        num_patches=encoder["image_size"] // encoder["patch_size"],
+        num_patches=patches_per_side(encoder),
         projection_dim=dim,
         image_token_embed_dim=dim,
         num_hidden_layers=2,

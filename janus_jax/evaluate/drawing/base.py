@@ -5,8 +5,6 @@ images in the scorer's layout, and once the scorer has written its results next 
 and computes the benchmark's score.
 """
 
-import io
-import os
 import struct
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,8 @@ from absl import logging
 from PIL import Image
 
 from janus_jax import distributed
+from janus_jax.data.files import write_whole
+from janus_jax.data.images import encode_png
 from janus_jax.errors import UserError
 from janus_jax.evaluate import runner
 from janus_jax.evaluate.base import Benchmark, Options
@@ -198,21 +198,6 @@ def square(images):
     """Arranges k * k images row by row: uint8[k*k, h, w, 3] -> uint8[k*h, k*w, 3]."""
     side = round(len(images) ** 0.5)
     return einops.rearrange(np.asarray(images), "(a b) h w c -> (a h) (b w) c", a=side)
-
-
-def encode_png(image):
-    """uint8[h, w, 3] -> bytes."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png")
-    return file.getvalue()
-
-
-def write_whole(path, content):
-    """Writes bytes to another name, then renames it, so that `path` is never incomplete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _is_complete_png(path):

@@ -193,14 +193,6 @@ def _factor(covariance):
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def frechet(features_a, features_b):
-    """Squared Frechet distance of float[n, d] and float[m, d], each modelled as a Gaussian."""
-    a, b = Moments(), Moments()
-    a.add(features_a)
-    b.add(features_b)
-    return a.frechet(b)
-
-
 def cosines(features_a, features_b):
     """Cosine similarity of row pairs: float[n, d], float[n, d] -> float64[n]."""
     a, b = (

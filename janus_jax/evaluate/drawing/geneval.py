@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from janus_jax.data.files import write_whole
+from janus_jax.data.images import encode_png
 from janus_jax.errors import UserError
-from janus_jax.evaluate.drawing.base import ImageBenchmark, Prompt, encode_png, square, write_whole
+from janus_jax.evaluate.drawing.base import ImageBenchmark, Prompt, square
 
 
 class GenEval(ImageBenchmark):

@@ -1,4 +1,4 @@
-"""A model and one stage from a file of dimensions, for benchmarks: `get_config("small.json")`."""
+"""A model and one stage from a dimensions file, for benchmarks: `get_config("small.json")`."""
 
 import json
 
@@ -11,7 +11,7 @@ DEFAULT = ["und"] * 2 + ["text"] * 3 + ["gen"] * 5  # for files without `train.k
 
 
 def get_config(path):
-    """Stage 2 of the model in a file of dimensions; the benchmark sets the sources.
+    """Stage 2 of the model in a dimensions file; the benchmark sets the sources.
 
     Raises:
       ValueError: for sizes that do not fit together.
@@ -114,8 +114,8 @@ def _check(image, vit, llm, vq, lengths, train):
         ),
         (
             image["tokens"] * downsampling**2 != image["size"] ** 2,
-            f"vq.channel_mult means {downsampling}x downsampling, which does not turn image.size"
-            " into image.tokens",
+            f"vq.channel_mult means {downsampling}x downsampling, which does not turn image.size "
+            "into image.tokens",
         ),
         (
             any(vq["base_channels"] * mult % 32 for mult in vq["channel_mult"]),
@@ -127,8 +127,8 @@ def _check(image, vit, llm, vq, lengths, train):
         ),
         (
             max(longest.values()) > train["length"],
-            f"the longest examples, images included, take {longest} tokens, more than"
-            f" train.length, {train['length']}",
+            f"the longest examples, images included, take {longest} tokens, more than "
+            f"train.length, {train['length']}",
         ),
         (
             not cycle or not set(cycle) <= set(KINDS),

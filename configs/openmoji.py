@@ -40,7 +40,7 @@ def get_config(stage="all"):
     emoji = lambda split, **fields: common.source(
         "data/openmoji/openmoji/1.0.0", kind="tfds", split=split, fields=fields
     )
-    subset = "train[:10%]"  # what 15 minutes on 2 cores memorise; with hours, use "train"
+    subset = "train[:10%]"  # what the recipe memorises on 2 cores; with hours, use "train"
     c.data.sources = dict(
         pictures=emoji("train", image="image", prompt="name"),
         generation=emoji(subset, image="image", prompt="name"),

@@ -72,8 +72,7 @@ def _connect(address, num_processes, process_id):
         if ":" not in address or None in known.values() or process_id >= num_processes:
             raise UserError(
                 "--distributed is auto, or HOST:PORT of process 0 together with --num_processes "
-                "and --process_id, "
-                "which counts from 0."
+                "and --process_id, which counts from 0."
             )
     timeouts = dict(
         initialization_timeout=CONNECT_TIMEOUT,
@@ -150,9 +149,7 @@ def is_primary():
 
 
 def from_primary(number):
-    """Process 0's value of a number that all processes must agree on, such as the newest
-    checkpoint.
-    """
+    """Process 0's value of a number that all processes must share, such as a checkpoint's step."""
     return (
         int(multihost_utils.broadcast_one_to_all(np.array(number)))
         if jax.process_count() > 1
@@ -161,9 +158,7 @@ def from_primary(number):
 
 
 def merge_dicts(mine):
-    """Merges the dicts of all processes, {string: plain JSON}; for a key that several have, the
-    last one wins.
-    """
+    """Merges {string: plain JSON} of all processes; the last one wins for a key in several."""
     if jax.process_count() == 1:
         return mine
     text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
@@ -197,15 +192,13 @@ def host_share(mesh):
     if sum(map(len, parts)) != sharding.batch_divisor(mesh):
         raise UserError(
             f"Mesh tensor={mesh.shape['tensor']} over {len(rows)} processes of "
-            f"{jax.local_device_count()} devices: one must "
-            "divide the other (--config.mesh.tensor)."
+            f"{jax.local_device_count()} devices: one must divide the other (--config.mesh.tensor)."
         )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
 def sum_over_hosts(mesh, counts):
-    """Sums numbers over the hosts' parts of a batch, on the devices, so that no host waits for
-    another.
+    """Sums numbers over the hosts' parts of a batch, on the devices, so that no host waits.
 
     Args:
       mesh: the mesh of the run.
@@ -236,9 +229,7 @@ def to_host(x):
 
 
 def shard_leading_axis(tree):
-    """Shards the leading axis of arrays over data x fsdp; arrays that do not divide are left as
-    they are.
-    """
+    """Shards leading axes over data x fsdp; if one does not divide, all arrays stay as they are."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty or any(len(x) % sharding.batch_divisor(mesh) for x in jax.tree.leaves(tree)):
         return tree

@@ -1,6 +1,4 @@
-"""The training state and the one jitted step over it: objective -> gradients -> update ->
-metrics.
-"""
+"""The training state and the jitted step over it: objective -> gradients -> update -> metrics."""
 
 from typing import Any, NamedTuple
 

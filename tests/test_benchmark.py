@@ -1,4 +1,4 @@
-"""`benchmark` on a small shape file, alone and with the PyTorch baseline; both do the same work."""
+"""`benchmark` on a small dimensions file, alone and with PyTorch; both do the same work."""
 
 import json
 
@@ -67,7 +67,7 @@ def shape_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stage(shape_file):
-    """The stage of the shape file on one abstract device."""
+    """The stage of the dimensions file on one abstract device."""
     return workload.from_dims(shape_file).stage()
 
 

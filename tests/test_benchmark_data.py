@@ -1,4 +1,4 @@
-"""`benchmark data` and `benchmark fill` on a small shape file."""
+"""`benchmark data` and `benchmark fill` on a small dimensions file."""
 
 import json
 

@@ -1,10 +1,9 @@
-"""Measures speed with made-up data that needs no files, or with the data of a config; and what a
-trained encoder's features say.
+"""Measures speed with made-up data or a config's own, and probes a trained encoder's features.
 
     # 384 px JPEGs, rows of 4096; then images to generate as cached codes
     python -m janus_jax.benchmark data
     python -m janus_jax.benchmark data --codes
-    # a stage's own data, and the lengths of a shape file
+    # a stage's own data, and the lengths of a dimensions file
     python -m janus_jax.benchmark data --config=configs/mine.py:2 --json
     python -m janus_jax.benchmark data --dims=docs/small.json --rows=8
     # every ratio of the papers, R = 8 to 1
@@ -61,7 +60,7 @@ from janus_jax.recipe.load import load_sampler
 CONFIG = cli.config_flag()
 CHECKPOINT = cli.flags.DEFINE_string("checkpoint", None, "probe: a workdir or a checkpoint.")
 DIMS = cli.flags.DEFINE_string(
-    "dims", None, "A shape file: model and example lengths; no data are needed."
+    "dims", None, "A dimensions file: model and example lengths; no data are needed."
 )
 MIXTURE = cli.flags.DEFINE_string(
     "mixture", None, "understanding:text:generation; by default the config's, or 2:3:5."
@@ -164,9 +163,7 @@ def train():
 
 
 def _baseline_tasks(work):
-    """Tasks of the baseline's examples: the shape file's cycle, or the mixture in a random
-    order.
-    """
+    """Tasks of the baseline: the dimensions file's cycle, or the mixture in a random order."""
     if work.dims and not MIXTURE.value:
         tasks = dict(und="understanding", text="text", gen="generation")
         return [tasks[kind] for kind in work.number("train", "kind_cycle")]
@@ -229,9 +226,7 @@ def measure_data():
 
 
 def fill():
-    """How full rows get at the ratios of the papers, or at the flags' own: a dict with a list of
-    figures.
-    """
+    """How full rows get at the papers' ratios, or at the flags' ratio: a dict with a table."""
     if DIMS.value:
         work = workload.from_dims(DIMS.value)
     else:

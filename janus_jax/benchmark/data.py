@@ -23,12 +23,11 @@ DECODED = 64  # images of each source that decoding alone is timed on
 
 
 def run(config, dims, *, mixture, rows, codes, cores, repeats, accelerator_rate):
-    """Times batches of a config's data, of a shape file's lengths, or of made-up records: a dict of
-    figures.
+    """Times batches of a config's data, a dimensions file or made-up records: a dict of figures.
 
     Args:
       config: ConfigDict, or None.
-      dims: path of a shape file, or None.
+      dims: path of a dimensions file, or None.
       mixture, rows: as in `workload.set_mixture`, or None.
       codes: whether made-up images to generate come as cached codes.
       cores: threads that decode.
@@ -98,9 +97,7 @@ def _time_batches(pipeline, repeats):
 
 
 def _configured(config, folder, *, mixture, rows, codes):
-    """The Workload of a config with its own data, or for None with made-up records of Janus-Pro's
-    sizes in `folder`.
-    """
+    """The Workload of a config with its own data; for None, of made-up records in `folder`."""
     if config is not None:
         config = complete(config.to_dict())
         return Workload(config, workload.last_stage(config), None)
@@ -171,9 +168,7 @@ def _encoded_images(sources):
 
 
 def _compare_decoding(rates, to_understand, to_generate, median):
-    """Decoding of a batch's images per second, ours and PIL's alone, and the whole pipeline's share
-    of the latter.
-    """
+    """Images decoded per second by us and by PIL alone, and the whole pipeline's share of PIL."""
     count = to_understand + to_generate
     per_second = {
         name: count / (to_understand / each[0] + to_generate / each[-1])

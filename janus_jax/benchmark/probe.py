@@ -77,7 +77,7 @@ def _examples(level, rng):
 
 
 def _accuracies(values, labels):
-    """{label: share of test cells that a ridge regression on one-hot labels classifies rightly}."""
+    """{label: share of test cells that ridge regression on one-hot labels classifies correctly}."""
     x = values.reshape(-1, values.shape[-1])
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)

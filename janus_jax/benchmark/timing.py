@@ -152,8 +152,7 @@ def _examples(stage, lengths, tasks):
 
 
 def take_turns(runs, *, repeats):
-    """Calls functions one after the other, repeatedly: {name: function} -> {name: seconds of each
-    call}.
+    """Calls functions in turn, repeatedly: {name: function} -> {name: seconds of each call}.
 
     The first round is a warm-up and does not count.
     """
@@ -185,9 +184,7 @@ def _peak_bytes():
 
 
 def draw(stage, *, prompt, batch, repeats, baseline):
-    """Times the generation of `batch` images with guidance from prompts of `prompt` tokens,
-    decoding included.
-    """
+    """Times guided generation of `batch` images, decoding included, from `prompt` tokens each."""
     torch_model = torch_baseline.TorchJanus(stage) if baseline else None
     params, mesh = _inference_params(stage)
     ids, real, keys = _prompts(stage, prompt, batch)
@@ -210,9 +207,7 @@ def draw(stage, *, prompt, batch, repeats, baseline):
 
 
 def ask(stage, *, question, answer, batch, repeats, baseline):
-    """Times greedy answers of `answer` tokens to `batch` questions of `question` tokens, each about
-    its own image.
-    """
+    """Times greedy answers of `answer` tokens to `batch` image questions of `question` tokens."""
     torch_model = torch_baseline.TorchJanus(stage) if baseline else None
     params, mesh = _inference_params(stage)
     features = stage.und_tokens

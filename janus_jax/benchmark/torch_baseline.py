@@ -1,5 +1,4 @@
-"""The same work in PyTorch with transformers' Janus, as a baseline; only `benchmark
---peer=transformers` needs it.
+"""The baseline of `benchmark --peer=transformers`: the same work by transformers' Janus.
 
 Training does what its users do: padded rows of one example each; vocabulary logits at labelled
 positions only; the image head at image positions only; towers that do not train without gradient;
@@ -19,9 +18,7 @@ PADDING = ("longest", "full")
 
 
 class TorchJanus:
-    """transformers' Janus of a stage's sizes, freshly initialised, on the GPU where there is
-    one.
-    """
+    """transformers' Janus of a stage's sizes, freshly initialised, on the GPU if there is one."""
 
     def __init__(self, stage):
         """Builds the model of a Stage.
@@ -61,8 +58,17 @@ class TorchJanus:
         )
 
     def batches(self, examples, *, rows, length):
-        """Examples as padded batches of `rows` rows, padded to `length`, or for None to the longest
-        of the batch.
+        """Examples as padded batches on the device, one example per row.
+
+        Args:
+          examples: list of (Example, uint8[h, w, 3] image to understand, or None).
+          rows: B, rows per batch; the last batch may have fewer.
+          length: L, positions per row, or None for the longest example of the batch.
+
+        Returns:
+          list of dicts: `ids` int64[B, L]; `labelled`, `und_slots` and `gen_slots` bool[B, L];
+          `pixels` [M, 3, h, w] and `codes` int64[M, T], or None; `real`, the number of tokens, and
+          `padded`, the number of positions.
         """
         torch, batches = self._torch, []
         put = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(self._device)

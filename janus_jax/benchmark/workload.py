@@ -1,6 +1,4 @@
-"""What a benchmark works on: the stage of a config or of a shape file, example lengths, and made-up
-packed batches.
-"""
+"""What a benchmark works on: a stage's config, example lengths and made-up packed batches."""
 
 import copy
 import json
@@ -34,7 +32,7 @@ class Workload(NamedTuple):
       config: resolved config, a plain dict.
       name: of the stage.
       lengths: {task: Lengths} of made-up examples, or None where the config's own data are used.
-      dims: content of the shape file, or None.
+      dims: content of the dimensions file, or None.
     """
 
     config: dict
@@ -52,7 +50,7 @@ class Workload(NamedTuple):
         return make_stage(self.config, self.name, mesh=mesh, network=network)
 
     def number(self, part, name):
-        """A number of the shape file that not every benchmark needs.
+        """A number of the dimensions file that not every benchmark needs.
 
         Raises:
           UserError: where it is missing or not above 0.
@@ -60,28 +58,27 @@ class Workload(NamedTuple):
         value = self.dims.get(part, {}).get(name)
         if not value or (isinstance(value, int) and value < 1):
             raise UserError(
-                f"The shape file does not give {part}.{name}, which this benchmark needs, above 0."
+                f"The dimensions file does not give {part}.{name}, which this benchmark needs, "
+                "above 0."
             )
         return value
 
 
 def from_dims(path):
-    """The Workload of a shape file."""
+    """The Workload of a dimensions file."""
     try:
         dims = json.loads(Path(path).read_text())
         config = dims_config.get_config(path).to_dict()
         config["stages"]["stage_2"]["sources"] = synthetic_sources()
         return Workload(complete(config), "stage_2", synthetic.table(dims), dims)
     except KeyError as error:
-        raise UserError(f"--dims={path} is not a shape file: it has no {error}.") from None
+        raise UserError(f"--dims={path} is not a dimensions file: it has no {error}.") from None
     except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"--dims={path} is not a shape file: {error}.") from None
+        raise UserError(f"--dims={path} is not a dimensions file: {error}.") from None
 
 
 def from_config(config):
-    """The Workload of a config's last stage with made-up examples; of Janus-Pro-1B's stage 2 for
-    None.
-    """
+    """The Workload of a config's last stage with made-up examples; None: pro_1b's stage 2."""
     config = complete(copy.deepcopy((config or cli.load_config("pro_1b", "2")).to_dict()))
     name = last_stage(config)
     check_stage(config, name)
@@ -105,9 +102,7 @@ def last_stage(config):
 
 
 def set_mixture(settings, lengths, *, mixture, rows):
-    """Gives a stage a mixture like '2:3:5' (None keeps its own), rows per group, and the image
-    slots that follow.
-    """
+    """Sets a mixture like '2:3:5' (None keeps the stage's), rows per group and image slots."""
     if mixture:
         shares = (
             [float(share) for share in mixture.split(":")]
@@ -125,8 +120,7 @@ def set_mixture(settings, lengths, *, mixture, rows):
 
 
 def packed_batches(stage, lengths, *, workers):
-    """An endless iterator of Packed, made-up examples of these lengths with images to generate as
-    codes.
+    """An endless iterator of Packed: made-up examples whose images to generate are codes.
 
     Args:
       stage: Stage, whose shape the batches have.
@@ -158,8 +152,7 @@ def table_maker(stage):
 
 
 def fill_figures(stage, lengths):
-    """How full a thousand groups of these lengths are, the bound that no packer exceeds, and the
-    useful share of FLOPs.
+    """Fill of a thousand groups of these lengths, bound of any packer, useful share of FLOPs.
 
     The FLOPs that are executed are those of the same network on every position and every image
     slot.

@@ -146,6 +146,7 @@ class SafetensorsFile:
                 self.tensors[name] = (tuple(header.get_shape()), dtype)
 
     def read(self, name):
+        """Reads one tensor as a numpy array of its shape and dtype in `tensors`."""
         with self._open() as file:
             return np.array(file.get_tensor(name))
 
@@ -215,6 +216,11 @@ class TorchFile:
         return f"{self._root}data/{tensor.storage}"
 
     def read(self, name):
+        """Reads one tensor as a numpy array of its shape and dtype in `tensors`.
+
+        Raises:
+          UserError: when its bytes are damaged.
+        """
         tensor = self._tensors[name]
         try:
             with zipfile.ZipFile(self.path) as archive:

@@ -369,6 +369,7 @@ class Prefetch:
                 continue
 
     def __next__(self):
+        """The next Packed; raises what the pipeline raised in the thread."""
         packed, error = self._queue.get()
         if error is not None:
             raise error

@@ -70,7 +70,7 @@ def records(rng, *, size, codes=0, count=256):
 
 
 def table(dims):
-    """The lengths of a shape file as whole examples: {task: Lengths}."""
+    """The lengths of a dimensions file as whole examples: {task: Lengths}."""
     image_tokens = dims["image"]["tokens"]
     und, text, gen = (np.array(dims["lengths"][name]) for name in ("und", "text", "gen"))
     return {

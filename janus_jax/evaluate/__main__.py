@@ -13,7 +13,8 @@ understanding      pope mme mmbench seed-bench vqav2 gqa mmmu mm-vet chartqa tex
 The same command resumes an interrupted run; shapes, which takes minutes, starts again. --out gets
 settings.json, which later runs must share, evaluation.json and evaluation.md (the papers' numbers,
 ours, and our settings), and for generated images the folder pictures/ and sheet.png, a contact
-sheet. docs/evaluation.md tells how to reproduce the papers' rows.
+sheet. The benchmark shapes writes evaluation.json and sheet.png only. docs/evaluation.md shows how
+to reproduce the papers' rows.
 """
 
 import importlib.metadata

@@ -90,5 +90,5 @@ def _print(result):
     baseline = answers.get("majority_answer_baseline", 0)
     table.add_row("understanding", f"{answers['accuracy']:.3f}", "", f"{baseline:.3f}")
     trip = result["round_trip"]
-    table.add_row("round trip: answers about its drawings", f"{trip['accuracy']:.3f}", "", "")
+    table.add_row("round trip: answers about its own images", f"{trip['accuracy']:.3f}", "", "")
     rich.console.Console().print(table)

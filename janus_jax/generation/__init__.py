@@ -1,6 +1,4 @@
-"""Generation paths. A new one is a file or two here, a line in GENERATION_PATHS, a config and a
-test.
-"""
+"""Generation paths. A new one is a file here, a line in GENERATION_PATHS, a config and a test."""
 
 from janus_jax.errors import UserError
 from janus_jax.generation.flow import FlowPath

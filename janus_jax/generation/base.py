@@ -27,8 +27,7 @@ class Images(NamedTuple):
 
 
 class GenerationNets(nnx.Module):
-    """The parameters of a generation path, `generation/...` in the tree; one of them is always
-    `tokenizer`.
+    """The parameters of a generation path, `generation/...`; one of the nets is `tokenizer`.
 
     Attributes:
       num_tokens: positions an image takes in a row.
@@ -91,8 +90,7 @@ class GenerationPath(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def flops(settings, *, embed_dim, encoder):
-        """Useful FLOPs of a training step for one image to generate, {part: FLOPs}; MFU is computed
-        from it.
+        """Useful FLOPs of a training step per image to generate, {part: FLOPs}, for the MFU.
 
         Args:
           settings: the path's config, as `Nets` gets it.
@@ -102,18 +100,14 @@ class GenerationPath(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, images, keys, *, encode):
-        """Images of M and key[M] per-image randomness -> any pytree with M in front; no gradient
-        flows back.
+        """Images of M, and key[M] for randomness -> any pytree with M in front, without gradient.
 
-        `encode` gives the current understanding encoder's features, uint8[M, h, w, 3] -> float[M,
-        T, F].
+        `encode` gives current understanding features: uint8[M, h, w, 3] -> float[M, T, F].
         """
 
     @abc.abstractmethod
     def embed(self, prepared):
-        """Prepared -> float[M, num_tokens, D], what the LLM reads, and a skip value that `loss`
-        needs, or None.
-        """
+        """Prepared -> the LLM's input float[M, num_tokens, D], and a skip for `loss` or None."""
 
     @abc.abstractmethod
     def loss(self, hidden, tapped, prepared, skip):
@@ -129,8 +123,7 @@ class GenerationPath(abc.ABC):
         """
 
     def combine(self, *, text_sum, text_count, image_sum, image_count):
-        """The training loss from sums over targets and images, and their counts over the global
-        batch.
+        """The training loss from sums over targets and images and their counts in the global batch.
 
         By default the mean of each kind, summed 1:1.
         """
@@ -141,8 +134,7 @@ class GenerationPath(abc.ABC):
         return image_sum / jnp.maximum(image_count, 1)
 
     def unconditional(self, prompts, *, real, pad_id):
-        """Prompts without their words, for guidance: BOS and `prefix_tokens` stay, everything
-        between becomes padding.
+        """Prompts for guidance: what is between BOS and `prefix_tokens` becomes padding.
 
         Args:
           prompts: int32[B, P], left-padded.

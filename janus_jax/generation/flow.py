@@ -1,5 +1,4 @@
-"""Image generation by rectified flow: JanusFlow's path. The LLM sees a noisy image and predicts
-where it should move.
+"""Image generation by rectified flow (JanusFlow): the LLM predicts where a noisy image moves.
 
 With data x (scaled latents of SDXL's autoencoder) and noise z0, an image at time t in [0, 1] is z_t
 = t x + (1 - t) z0 and moves at velocity x - z0 (JanusFlow, section 3.1). In a row an image is its
@@ -49,9 +48,7 @@ class Noised(NamedTuple):
 
 
 class Alignment(nnx.Module):
-    """Three-layer MLP from the LLM's states to the understanding encoder's features (REPA, section
-    4).
-    """
+    """Three-layer MLP from the LLM's states to understanding features (REPA, section 4)."""
 
     def __init__(self, rngs, embed_dim, feature_dim):
         self.fc_1 = Linear(rngs, embed_dim, embed_dim, axes=("embed", "embed_out"))
@@ -64,9 +61,7 @@ class Alignment(nnx.Module):
 
 
 class FlowNets(GenerationNets):
-    """Autoencoder, ConvNeXt encoder and decoder with the linear maps between them and the LLM,
-    alignment MLP.
-    """
+    """Autoencoder, ConvNeXt encoder and decoder, linear maps to and from the LLM, alignment MLP."""
 
     training_only = ("alignment",)
 
@@ -126,9 +121,7 @@ class FlowNets(GenerationNets):
 
 
 class FlowPath(GenerationPath):
-    """Targets are velocities; the loss is their mean squared error, plus the alignment's cosine
-    (section 3.3).
-    """
+    """Targets are velocities; the loss is their squared error plus the alignment (section 3.3)."""
 
     Nets, Tokenizer, Guidance = FlowNets, VAE, FlowGuidance
     read_shift = 0
@@ -165,7 +158,7 @@ class FlowPath(GenerationPath):
         return parts
 
     def prepare(self, images, keys, *, encode):
-        """Draws a time (logit-normal) and noise for every image, and moves it there."""
+        """Samples a time (logit-normal) and noise per image and interpolates."""
         time_key, noise_key, latent_key = jnp.moveaxis(
             jax.vmap(lambda k: jax.random.split(k, 3))(keys), 1, 0
         )
@@ -176,9 +169,7 @@ class FlowPath(GenerationPath):
         return noised(latents, noise, time, reference)
 
     def latents(self, images, keys):
-        """Scaled latents, float32[M, h, w, c], from a cache or from pixels; no gradient flows
-        back.
-        """
+        """Scaled latents float32[M, h, w, c], cached or from pixels; no gradient flows back."""
         vae, side = self.nets.tokenizer, self.nets.side
         if images.latents is not None:
             if images.latents.shape[1:] != (shape := (vae.channels, side, side)):
@@ -194,17 +185,13 @@ class FlowPath(GenerationPath):
         return jax.lax.stop_gradient(latents * vae.scale[...])
 
     def embed(self, noised):
-        """The time token and the T latent tokens; the skip is the encoder's output and the time's
-        embedding.
-        """
+        """The time token and T latent tokens; skip: the encoder's output and the time embedding."""
         features, time = self.nets.encoder(noised.state.astype(self.dtype), noised.time)
         tokens = self.nets.encoder_adaptor(rearrange(features, "m h w c -> m (h w) c"))
         return jnp.concatenate([time[:, None], tokens], axis=1), (features, time)
 
     def velocity(self, hidden, skip):
-        """States float[M, 1 + T, D] and `embed`'s skip -> float32[M, h, w, c]; the time token's
-        state is not read.
-        """
+        """States float[M, 1 + T, D], whose first is not read, and skip -> float32[M, h, w, c]."""
         features, time = skip
         x = self.nets.decoder_adaptor(self.nets.decoder_norm(hidden[:, 1:]))
         return self.nets.decoder(
@@ -212,9 +199,7 @@ class FlowPath(GenerationPath):
         ).astype(jnp.float32)
 
     def loss(self, hidden, tapped, noised, skip):
-        """Mean squared error of the velocity, and 1:1 with it the negative cosine of the
-        alignment.
-        """
+        """Mean squared error of the velocity minus the cosine of the alignment, weighted 1:1."""
         error = jnp.mean((self.velocity(hidden, skip) - noised.velocity) ** 2, axis=(1, 2, 3))
         if self.nets.alignment is None:
             return error, {"gen_velocity": error}
@@ -223,18 +208,15 @@ class FlowPath(GenerationPath):
         if ours.shape != theirs.shape:
             raise UserError(
                 f"Alignment compares {ours.shape[1]} tokens of width {ours.shape[2]} of an image "
-                "to generate with "
-                f"{theirs.shape[1]} features of width {theirs.shape[2]}; change the sizes of "
-                "config.model, or switch it off with "
+                f"to generate with {theirs.shape[1]} features of width {theirs.shape[2]}; change "
+                "the sizes of config.model, or switch alignment off with "
                 "--config.model.generation.alignment.layer=0."
             )
         cosine = optax.losses.cosine_similarity(ours, theirs, epsilon=1e-8).mean(axis=-1)
         return error - cosine, {"gen_velocity": error, "gen_alignment": cosine}
 
     def sample(self, step, hidden, cache, *, keys, guidance):
-        """Euler steps from noise; every one starts from the prompts' cache, which does not
-        change.
-        """
+        """Euler steps from noise; each starts from the prompts' cache, which does not change."""
         shape = (self.nets.side, self.nets.side, self.nets.tokenizer.channels)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
         latents, _ = self.integrate(
@@ -243,9 +225,7 @@ class FlowPath(GenerationPath):
         return self.nets.tokenizer.decode(latents / self.nets.tokenizer.scale[...]), latents
 
     def integrate(self, step, cache, noise, *, branches, guidance):
-        """z += v / steps at t = 0, 1 / steps, ... from noise float32[B, h, w, c] to the latents;
-        and every v.
-        """
+        """Euler steps z += v / steps from noise float32[B, h, w, c] to the latents; and every v."""
 
         def euler(state, number):
             time = jnp.broadcast_to(number / guidance.steps, (branches * len(state),)).astype(

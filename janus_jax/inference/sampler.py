@@ -1,6 +1,4 @@
-"""Generates images and answers questions in batches, from texts and images: what every command
-samples with.
-"""
+"""Generates images and answers questions in batches: what every command samples with."""
 
 from typing import NamedTuple
 
@@ -102,9 +100,7 @@ class Sampler:
         return distributed.to_host(images).reshape(*seeds.shape, *images.shape[1:])
 
     def ask(self, images, questions, **settings):
-        """Answers one question about each image: PIL images, strings, and `answer`'s settings ->
-        list of strings.
-        """
+        """Answers one question per image: PIL images, strings, `answer`'s settings -> strings."""
         turns = lambda question: [{"role": "user", "content": f"{chat.IMAGE}\n{question}"}]
         return self.answer(
             [(turns(q), [image]) for image, q in zip(images, questions, strict=True)], **settings
@@ -171,9 +167,7 @@ class Sampler:
         return decode.Questions(ids, real, pixels, positions)
 
     def _row(self, turns, system):
-        """Ids of a conversation with its image slots, and the position of each image's first
-        feature.
-        """
+        """Ids of a conversation with image slots, and where the features of each image start."""
         t, turns = self.tokenizer, [*turns, {"role": "assistant", "content": ""}]
         if self.template.kind == "chat":
             system = self.template.system if system is None else system
@@ -191,23 +185,18 @@ class Sampler:
         return row, starts
 
     def reconstruct(self, images):
-        """Images through the generation tokenizer and back: uint8[B, h, w, 3] -> uint8[B, h,
-        w, 3].
-        """
+        """Images through the generation tokenizer and back: uint8[B, h, w, 3] in and out."""
         self._check_generation_nets()
         return distributed.to_host(
             decode.reconstruct_batch(self.params, images, network=self.network)
         )
 
     def _check_generation_nets(self):
-        """Answering needs no generation nets, and a checkpoint may lack some: an imported JanusFlow
-        its autoencoder.
-        """
+        """Raises UserError if a generation net is missing; answering questions needs none."""
         missing = {path.split("/")[1] for path in self.network.abstract.keys() - self.params.keys()}
         missing = sorted(missing - set(self._generator.nets.training_only))
         if missing:
             raise UserError(
                 f"The checkpoint cannot generate images: it has no generation/{missing[0]}. Import "
-                "it with its "
-                "autoencoder, `convert import ... --vae=DIR`."
+                "it with its autoencoder, `convert import ... --vae=DIR`."
             )

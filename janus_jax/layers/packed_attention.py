@@ -53,6 +53,11 @@ def splash(q, k, v, segment_ids, image_ids=None, *, blocks, interpret=False):
 
     The causal mask is computed inside the kernel. With `image_ids` every row has a mask of its own,
     bool[L, L], which the kernel reads.
+
+    Args:
+      q, k, v, segment_ids, image_ids: as in `packed_attention`.
+      blocks: {name: positions} of `splash_attention.BlockSizes`, the largest block sizes to use.
+      interpret: runs the kernel without its device, for tests.
     """
     _, length, heads, head_dim = q.shape
     sizes = {name: _dividing(length, size) for name, size in blocks.items()}
@@ -90,7 +95,13 @@ def _dividing(total, size):
 
 
 def triton(q, k, v, segment_ids, *, blocks, interpret=False):
-    """Causal flash attention in Triton (jax.experimental.pallas), which needs K = N."""
+    """Causal flash attention in Triton (jax.experimental.pallas); it repeats K heads to N.
+
+    Args:
+      q, k, v, segment_ids: as in `packed_attention`.
+      blocks: {name: positions} of the kernel's `BlockSizes`.
+      interpret: runs the kernel without its device, for tests.
+    """
     # Imported here: newer jax warns about this module, and only GPUs need it.
     from jax.experimental.pallas.ops.gpu import attention as flash
 

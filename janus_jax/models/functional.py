@@ -1,5 +1,4 @@
-"""Between a module and its arrays: parameters travel as a flat dict {path: array},
-`llm/layers/mlp/gate/kernel`.
+"""Between a module and its arrays, a flat dict {path: array} (`llm/layers/mlp/gate/kernel`).
 
 A `ModelSpec` describes a module without holding arrays. Whatever runs under a JAX transform takes
 the dict and merges it back into the module inside.

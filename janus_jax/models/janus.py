@@ -29,8 +29,7 @@ ADAPTORS = ("mlp", "linear")
 
 
 class Understanding(nnx.Module):
-    """SigLIP encoder, the adaptor into the LLM's space, and for JanusFlow a learned vector before
-    the features.
+    """SigLIP encoder, adaptor into the LLM's space, and in JanusFlow a vector before the features.
 
     `begin` replaces the embedding of the begin-of-image token (JanusFlow, section 3.2). It starts
     at zero.
@@ -101,15 +100,13 @@ class Janus(nnx.Module):
         return self.llm.embed_tokens(tokens, dtype=self.dtype)
 
     def encode_reference(self, images):
-        """Features of the current understanding encoder, without gradient: uint8[M, h, w, 3] ->
-        float[M, T, F].
-        """
+        """uint8[M, h, w, 3] -> current understanding features float[M, T, F], without gradient."""
         size = self.understanding.encoder.image_size
         if images.shape[1] != size:
             raise UserError(
                 f"Images to generate are {images.shape[1]} px and the understanding encoder, whose "
-                "features the loss "
-                f"compares, reads {size} px; make config.model.generation.image_size the same."
+                f"features the loss compares, reads {size} px; make "
+                "config.model.generation.image_size the same."
             )
         return jax.lax.stop_gradient(self.understanding.encode(images, dtype=self.dtype))
 
@@ -164,9 +161,7 @@ class Janus(nnx.Module):
 
 
 def mark_images(batch, *, num_tokens):
-    """int32[S, R, L]: 1, 2, ... on the tokens of a group's first, second, ... image to generate; 0
-    elsewhere.
-    """
+    """int32[S, R, L]: i on the tokens of a group's i-th image to generate, from 1; 0 elsewhere."""
     groups, slots = batch.gen_start.shape
     numbers = jnp.broadcast_to(
         jnp.arange(1, slots + 1, dtype=jnp.int32)[None, :, None, None],

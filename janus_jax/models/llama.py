@@ -83,7 +83,7 @@ class Llama(nnx.Module):
         self.remat = check_policy(remat)
         self.num_layers = num_layers
         make_block = functools.partial(Block, embed_dim=embed_dim, norm_eps=norm_eps, **block)
-        # As large as what the blocks add to it, and as image features, so that none drowns.
+        # Text embeddings have the scale of image features and of what the blocks add to them.
         unit = nnx.initializers.normal(1.0)
         self.embed = param(rngs, (vocab_size, embed_dim), ("vocab", "embed"), unit)
         keys = jax.random.split(rngs(), num_layers)

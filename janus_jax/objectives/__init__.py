@@ -1,6 +1,4 @@
-"""What a stage minimises. A new objective is a file here, a line in OBJECTIVES, a config and a
-test.
-"""
+"""What a stage minimises. A new one is a file here, a line in OBJECTIVES, a config and a test."""
 
 from janus_jax.objectives.joint import Joint
 from janus_jax.objectives.tokenizer import Tokenizer

@@ -1,6 +1,4 @@
-"""The contract of an objective: what a stage trains, what it minimises, and which optimizer updates
-which part.
-"""
+"""The contract of an objective: what a stage trains and minimises, and with which optimizers."""
 
 import abc
 
@@ -35,14 +33,11 @@ class Objective(abc.ABC):
         """The ModelSpec that this objective trains, of `config.model`, computing in `dtype`."""
 
     def optimizer_settings(self, default):
-        """{group: settings as in `config.optimizer`}; by default every group has the config's own,
-        `default`.
-        """
+        """{group: settings as in `config.optimizer`}; here every group has `default`."""
         return dict.fromkeys(self.groups, default)
 
     def batch_statistics(self, params, batch, keys, *, step):
-        """What the loss must know of the whole global batch, computed before the batch is cut into
-        microbatches.
+        """What the loss needs from the global batch, computed before it is cut into microbatches.
 
         Args:
           params: {path: array}.
@@ -80,14 +75,10 @@ class Objective(abc.ABC):
         return False
 
     def calibrate(self, params, batch, *, step):
-        """What the network measures of itself after `step` steps: {path: array}, Batch -> {path:
-        array}.
-        """
+        """Measures values that replace parameters: {path: array}, Batch -> {path: array}."""
         return {}
 
 
 def mean_over_images(values, *, used, count):
-    """float32[M] per-image values -> their mean over the `count` images of the global batch; unused
-    slots do not count.
-    """
+    """float32[M] per image -> mean of the used slots over `count` images of the global batch."""
     return jnp.where(used, values, 0).sum() / jnp.maximum(count, 1)

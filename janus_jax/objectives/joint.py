@@ -1,5 +1,4 @@
-"""The papers' objective: next-token prediction on text, and the generation path's loss on images,
-in one pass.
+"""The papers' objective: next-token prediction on text and the generation path's loss, in one pass.
 
 Janus and Janus-Pro: one cross-entropy over text and code targets (Janus, section 3.2). JanusFlow:
 text + velocity + alignment (JanusFlow, section 3.3). How the two are combined is the generation
@@ -30,9 +29,7 @@ class Joint(Objective):
         return ModelSpec(functools.partial(Janus, **model, dtype=dtype))
 
     def loss(self, params, batch, counts, keys):
-        """As `Objective.loss`; metrics are the means `loss_und`, `loss_text`, `loss_gen`,
-        accuracies, and the path's own.
-        """
+        """As `Objective.loss`; metrics: `loss_{und,text,gen}`, accuracies and the path's own."""
         model = self.network.merge(params)
         generator = model.generator
         chex.assert_equal_shape(

@@ -139,8 +139,8 @@ def plan(config, name, target, *, page, compile_step, mfu):
         why = estimate.misfit(config, name, target, stage.network)
         raise UserError(
             f"Stage {name} does not divide over the {target.count} devices of {target.name}, nor "
-            "does any setting near its "
-            f"own ({why}); give --config.mesh, --config.stages.{name}.batch, rows or microbatches."
+            f"does any setting near its own ({why}); give --config.mesh, "
+            f"--config.stages.{name}.batch, rows or microbatches."
         )
     limit = f", of at most {MAX_COMPILED} compiled" if compile_step else ""
     notes.append(f"no setting near it fits{limit}")

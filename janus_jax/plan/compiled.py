@@ -1,6 +1,4 @@
-"""Compiles a stage's train step for accelerators that are not attached, and reads what the compiler
-says of it.
-"""
+"""Compiles a stage's train step for accelerators that are not attached, and reads its figures."""
 
 import contextlib
 import hashlib
@@ -63,8 +61,8 @@ def compile_step(stage, target, *, effort, note):
 def _cache_file(lowered, target, effort):
     """The file of a program's figures, named after everything that they depend on.
 
-    What these compilers make cannot be loaded without their devices, so jax's own cache of programs
-    does not help.
+    An executable cannot be loaded without its devices, so jax's own compilation cache does not
+    help.
     """
     readers = [
         inspect.getsource(hlo),

@@ -1,6 +1,4 @@
-"""What a stage needs by formula: bytes per device, FLOPs by part, days; and the settings near a
-config's own.
-"""
+"""What a stage needs by formula: bytes per device, FLOPs by part, days; and nearby settings."""
 
 import copy
 import itertools
@@ -70,9 +68,7 @@ def misfit(config, name, target, network):
 
 
 def _changed(stage, target, lengths, values):
-    """A copy of the config with these values; slices are on the `data` axis, and fewer rows per
-    group have fewer slots.
-    """
+    """A copy of the config with these values, slices on `data`, and slots for that many rows."""
     config = copy.deepcopy(stage.config)
     settings, mesh = config["stages"][stage.name], config["mesh"]
     if values["rows"] != settings["rows"]:
@@ -89,9 +85,7 @@ def _changed(stage, target, lengths, values):
 
 
 def estimate(stage, target, *, mfu):
-    """Figures of a stage on the topology of its mesh by formula, without any device: the keys of
-    `plan --json`.
-    """
+    """Figures of a stage on its mesh by formula, without any device: the keys of `plan --json`."""
     by_kind = stage.memory
     count = lambda params: sum(leaf.size for leaf in params.values())
     stats = expected_statistics(stage)
@@ -123,9 +117,7 @@ def estimate(stage, target, *, mfu):
 
 
 def image_cache_bytes(stage):
-    """Bytes of keys and values that one guided image adds to those of its prompt while it is
-    generated.
-    """
+    """Bytes of keys and values that a guided image adds to those of its prompt."""
     llm = stage.model["llm"]
     per_position = (
         2 * llm["num_layers"] * llm["num_kv_heads"] * (llm["embed_dim"] // llm["num_heads"])

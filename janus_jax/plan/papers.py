@@ -24,9 +24,7 @@ SAMPLE_TOKENS = {"understanding": 700, "text": 680, "generation": 650}
 
 
 def implied_utilisation():
-    """A list of {run, gpus, tokens, flops, tokens_per_second, mfu}, the last two per GPU, for full
-    rows of 4096.
-    """
+    """[{run, gpus, tokens, flops, tokens_per_second, mfu}] for full rows; the last two per GPU."""
     lengths = {
         task: packing_stats.Lengths(np.array([n]), np.array([int(task != "text")]))
         for task, n in SAMPLE_TOKENS.items()

@@ -27,11 +27,12 @@ HEAD = """# Every recipe on every pod
 
     . launch/xla_flags.sh; python -m janus_jax.plan --table=docs/scale.md
 
-computes the missing cells and writes this page. The cells are stored in `{cells}`, each with the
-version and flags of its compiler; cells of another compiler are computed again. No accelerator is
-needed: the train step, at the papers' global batch, is compiled by each device's own compiler
-(jax {jax}) with the flags of `launch/`, and the bytes are that compiler's. Nothing is run, so
-speed is not measured: days are useful FLOPs at {mfu:.0%} of the peak.
+computes the missing cells and writes this page. The cells are stored in `{cells}`, each with
+the version and flags of its compiler; cells of another compiler are computed again, cells of
+another commit are not. No accelerator is needed: the train step, at the papers' global batch, is
+compiled by each device's own compiler (jax {jax}) with the flags of `launch/`, and the bytes are
+that compiler's. Nothing is run, so speed is not measured: days are useful FLOPs at {mfu:.0%} of the
+peak.
 
 *changed*: what differs from the config where its own setting does not divide over the devices or
 does not fit. *GiB*: what a device needs, of what it has. *state*: parameters, moments and
@@ -97,27 +98,25 @@ def _write(path, cells, mfu):
 
 
 def _scaling(cells):
-    """How memory and traffic change from 64 chips to 256: lines of the page, none until their cells
-    exist.
-    """
+    """Lines of the page on 64 and 256 chips: memory and traffic; none until their cells exist."""
     arguments = lambda cell: cell["bytes_by_kind"]["arguments"] / 2**20
     moved = lambda cell: sum(cell["collective_bytes"].values()) / GIB
     key = lambda pod, batch: ("pro_7b", "stage_2", pod, batch)
     pairs = (
         (
-            "arguments (state and batch), MiB, of the same batch",
+            "arguments (state and batch), MiB",
             arguments,
             key("v5p:4x4x4", None),
             key("v5p:8x8x4", 512),
         ),
         (
-            "bytes from others in a step, GiB, with the batch",
+            "bytes from others in a step, GiB",
             moved,
             key("v5p:4x4x4", 128),
             key("v5p:8x8x4", 512),
         ),
         (
-            "bytes from others in a step, GiB, with the batch",
+            "bytes from others in a step, GiB",
             moved,
             key("v5e:8x8", 128),
             key("v5e:16x16", None),
@@ -133,10 +132,11 @@ def _scaling(cells):
     head = [
         "## From 64 chips to 256",
         "",
-        "Stage 2 of configs/pro_7b.py: one batch on more chips, and as many rows on each.",
+        "Stage 2 of configs/pro_7b.py. First row: the same batch on more chips. Other rows: the",
+        "same number of rows per chip.",
         "",
     ]
-    head += ["| of each chip | 64 | 256 | ratio |", "|---|---|---|---|"]
+    head += ["| per chip | 64 | 256 | ratio |", "|---|---|---|---|"]
     return [*head, *lines, ""] if lines else []
 
 
@@ -149,7 +149,6 @@ def _line(cell, mfu):
     return (
         f"| {cell['stage'].removeprefix('stage_')} | {cell['topology']} | {mesh} | {changes} "
         f"| {cell['bytes_per_device'] / GIB:.1f} of {cell['bytes_limit'] / GIB:.1f}{fits} | "
-        f"{cell['state_bytes'] / GIB:.2f} "
-        f"| {moved:.1f} | {cell['days'] * cell['mfu'] / mfu:.1f} | {cell['compile_seconds']:.0f} s "
-        "|"
+        f"{cell['state_bytes'] / GIB:.2f} | {moved:.1f} "
+        f"| {cell['days'] * cell['mfu'] / mfu:.1f} | {cell['compile_seconds']:.0f} s |"
     )

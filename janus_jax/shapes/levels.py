@@ -27,7 +27,8 @@ class Level(NamedTuple):
       cells: cells per side; every object is in the center of one. 0: objects are anywhere.
       gap: between two objects, pixels, where there are no cells.
       radius_jitter: pixels; angle_jitter: degrees; the largest deviations.
-      min_area: pixels of the smallest object; a smaller region is none, but makes an image wrong.
+      min_area: pixels of the smallest object; a smaller region is not an object and makes the image
+        count as wrong.
       noise: pixels; still smaller regions are ignored, since the image tokenizer causes them.
     """
 

@@ -21,9 +21,7 @@ FOREGROUND = 95.0  # RGB distance from the background
 
 
 class Templates(NamedTuple):
-    """Outlines that regions are compared with: coverage float[n, window, window], their areas,
-    shape names and radii.
-    """
+    """Outlines to compare regions with: masks float[n, window, window], areas, names, radii."""
 
     masks: np.ndarray
     areas: np.ndarray

@@ -109,9 +109,7 @@ def held_out(scene):
 
 
 def sample_scene(rng, level, *, category, split):
-    """A random scene of a category from 'train' or 'heldout', by rejection, placed as `level`
-    says.
-    """
+    """A random scene of a category from 'train' or 'heldout', by rejection, placed by `level`."""
     while True:
         scene = _compose(rng, category)
         if _tests_its_category(scene) if split == "heldout" else not held_out(scene):

@@ -1,6 +1,4 @@
-"""What happens at every checkpoint: save, measure held-out losses, draw samples,
-score.
-"""
+"""What happens at every checkpoint: save, measure held-out losses, generate and score samples."""
 
 from janus_jax import checkpoint, distributed
 from janus_jax.recipe.data import held_out_batches
@@ -9,7 +7,7 @@ from janus_jax.train.samples import SampleLogger
 
 
 class AtCheckpoint:
-    """Saves the run and looks at it."""
+    """Saves a checkpoint, measures held-out losses and writes samples."""
 
     def __init__(self, stage, about, tokenizer, workdir, log):
         """Sets it up.

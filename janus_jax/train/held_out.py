@@ -10,9 +10,7 @@ class HeldOut:
     """Measures losses with a stage's parameters as they are; the parameters are not copied."""
 
     def __init__(self, stage, batches, *, mixture, log):
-        """Takes a Stage, `recipe.data.held_out_batches` (nothing is measured without batches) and a
-        metrics.Log.
-        """
+        """Takes a Stage, `recipe.data.held_out_batches` (may be empty) and a metrics.Log."""
         self._mesh, self._batches, self._log = stage.mesh, batches, log
         self._absent = {
             short for short, share in zip(("und", "text", "gen"), mixture, strict=True) if not share
@@ -29,9 +27,7 @@ class HeldOut:
         self._measure = jax.jit(measure, out_shardings=sharding.replicated(stage.mesh))
 
     def __call__(self, step, params):
-        """Logs the means over the batches as `held_out/...`, for the tasks that the batches
-        hold.
-        """
+        """Logs the means over the batches as `held_out/...`, for the tasks in the batches."""
         put = lambda batch: distributed.put_batch(self._mesh, batch)
         measured = [jax.device_get(self._measure(params, put(batch))) for batch in self._batches]
         if measured:

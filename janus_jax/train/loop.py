@@ -33,9 +33,7 @@ def train(config, workdir, *, preempted=lambda step: False):
 
 
 def train_stage(stage, workdir, *, preempted):
-    """Sets a stage up, restores its state, and trains to its end; returns True if it was
-    preempted.
-    """
+    """Sets up a stage, restores its state, trains to its end; returns True if it was preempted."""
     start = resume.newest_checkpoint(workdir)
     if resume.is_done(stage, start):
         logging.info("Stage %s: done, at step %d", stage.name, start.step)
@@ -63,8 +61,7 @@ def train_stage(stage, workdir, *, preempted):
 
 
 def _steps(stage, state, pipeline, at_checkpoint, reporter, preempted):
-    """Trains to the end of the stage, or until the run is preempted; returns True in the latter
-    case.
+    """Trains to the end of the stage or until it is preempted; returns True in the latter case.
 
     The metrics of a step are read after the next one has been dispatched, so the device never waits
     for the host.

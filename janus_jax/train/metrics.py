@@ -1,6 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl (one line per step), TensorBoard events, a
-progress bar with ETA.
-"""
+"""What a run reports: metrics.jsonl (one line per step), TensorBoard events, a progress bar."""
 
 import json
 import re
@@ -20,9 +18,7 @@ from janus_jax.errors import UserError
 
 
 class Reporter:
-    """Reads a step's metrics after the next step has been dispatched, logs them, and stops a run
-    that diverges.
-    """
+    """Logs a step's metrics once the next step is dispatched, and stops a run that diverges."""
 
     def __init__(self, stage, state, first_step, log, profile):
         """Sets it up.
@@ -78,9 +74,7 @@ class Reporter:
             self._pending = None
 
     def checkpointed(self):
-        """Notes that everything up to the last step is saved; the time that took does not count as
-        a step's.
-        """
+        """Notes that all steps so far are saved; the time of saving does not count as a step's."""
         self._last_checkpoint = self.global_step
         self._clock = time.perf_counter()
 
@@ -113,17 +107,14 @@ class Reporter:
         if skipped >= stage.config["max_skipped_steps"]:
             raise UserError(
                 f"Loss or gradient was not finite in {skipped} steps in a row, the last one "
-                f"{step}, with records "
-                f"{packed.record_ids[:8]}; the last good checkpoint is step "
-                f"{self._last_checkpoint}. Lower "
-                f"config.stages.{stage.name}.lr or look at these records."
+                f"{step}, with records {packed.record_ids[:8]}; the last good checkpoint is step "
+                f"{self._last_checkpoint}. Lower config.stages.{stage.name}.lr or look at these "
+                "records."
             )
 
 
 class Log:
-    """The log of a run. Lines of steps after the one that training resumes from are dropped, so
-    each step has one line.
-    """
+    """The log of a run, one line per step; lines after the step to resume from are dropped."""
 
     def __init__(self, workdir, *, resumed_step):
         self._file = self._events = None
@@ -163,9 +154,7 @@ class Log:
 
 
 class Profile:
-    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md shows how to
-    read it.
-    """
+    """A trace of a few steps for XProf, in WORKDIR/profile; docs/profiling.md explains it."""
 
     def __init__(self, steps, folder):
         """`steps` is empty, or '10:13' for the steps 10, 11 and 12 of every stage.
@@ -182,9 +171,7 @@ class Profile:
         self._folder, self._tracing, self._first = str(folder), False, None
 
     def before(self, step):
-        """Starts the trace at the first of its steps, or at a later one where a run resumes among
-        them.
-        """
+        """Starts the trace at the first of its steps that this process runs."""
         if step in self._steps and not self._tracing and distributed.is_primary():
             self._first = step
             jax.profiler.start_trace(self._folder)

@@ -37,8 +37,7 @@ def open_run(config, workdir):
     if len(names) == 1 and reached > stage_number(names[0]):
         raise UserError(
             f"{str(workdir)!r} is already at {newest.about['stage']}, after {names[0]}; name "
-            "another --workdir, with "
-            "--config.init_from to start from one of these checkpoints."
+            "another --workdir, with --config.init_from to start from one of these checkpoints."
         )
     mesh = sharding.make_mesh(**config["mesh"])
     done = [name for name in names if stage_number(name) < reached]
@@ -71,24 +70,21 @@ def check_machine(stage):
         )
         remedies.append(
             "run on more devices (--config.mesh shards the state), with more microbatches or "
-            "bfloat16 moments "
-            "(`python -m janus_jax.plan` finds a setting that fits)"
+            "bfloat16 moments (`python -m janus_jax.plan` finds a setting that fits)"
         )
     if absent:
         missing.append(f"there are no data at {absent}")
         remedies.append(
             "name your data with --config.data.sources.NAME.path=... and "
-            "--config.data.tokenizer=..., or make a "
-            "built-in set with `python -m janus_jax.prepare shapes --out=data/shapes`"
+            "--config.data.tokenizer=..., or make a built-in set with "
+            "`python -m janus_jax.prepare shapes --out=data/shapes`"
         )
     if missing:
         raise UserError(f"Cannot train here: {' and '.join(missing)}; {', and '.join(remedies)}.")
 
 
 def device_memory():
-    """Bytes that a program may use on each local device; on CPU the devices share the machine's
-    memory.
-    """
+    """Bytes that a program may use per local device; CPU devices share the machine's memory."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit is None:

@@ -1,6 +1,4 @@
-"""Where a stage starts: its own checkpoint, an earlier stage's parameters, init_from, or fresh
-parameters.
-"""
+"""Where a stage starts: its own checkpoint, an earlier stage's, init_from, or fresh parameters."""
 
 import sys
 
@@ -93,9 +91,7 @@ def _restore(stage, saved):
 
 
 def _begin(stage, saved):
-    """A stage's first state: parameters of an earlier stage or of init_from, fresh ones where
-    allowed.
-    """
+    """A stage's first state: parameters of an earlier stage or init_from, or fresh if allowed."""
     config = stage.config
     origins = (
         [saved]
@@ -129,9 +125,7 @@ def _from_tokenizer(stage, params):
 
 
 def _check_missing(stage, missing, origins):
-    """Parameters that neither a checkpoint nor init_fresh provides are an error that says what to
-    do.
-    """
+    """Raises UserError for parameters that neither a checkpoint nor init_fresh provides."""
     allowed = freezing.matching(stage.config["init_fresh"], missing)
     absent = sorted({"/".join(path.split("/")[:2]) for path in missing if path not in allowed})
     if not absent:
@@ -139,9 +133,8 @@ def _check_missing(stage, missing, origins):
     if not origins:
         raise UserError(
             f"Stage {stage.name} has no checkpoint to start from: nothing provides {absent}. Run "
-            "the stage before it in "
-            "this workdir, or name a workdir or checkpoint that holds them with "
-            "--config.init_from=DIR."
+            "the stage before it in this workdir, or name a workdir or checkpoint that holds them "
+            "with --config.init_from=DIR."
         )
     where = ", ".join(repr(str(origin.directory / str(origin.step))) for origin in origins)
     raise UserError(
@@ -150,17 +143,13 @@ def _check_missing(stage, missing, origins):
 
 
 def _mixture(stage, sources):
-    """What a stage draws from now: the fields of MIXTURE_FIELDS, and the records of every
-    source.
-    """
+    """What a stage draws from now: MIXTURE_FIELDS, and the number of records of every source."""
     records = {name: len(source) for name, source in sources.items()}
     return {name: to_json(stage.settings[name]) for name in MIXTURE_FIELDS} | {"records": records}
 
 
 def _mixtures(stage, start, sources):
-    """The mixtures of a stage so far, each with its first step; and whether today's differs from
-    the last one.
-    """
+    """The mixtures of a stage so far, each with its first step; and whether the last one is new."""
     before, now = start.about["mixtures"], _mixture(stage, sources)
     last = {name: before[-1].get(name) for name in now}
     if last == now:
@@ -184,9 +173,7 @@ def _mixtures(stage, start, sources):
 
 
 def _check_unchanged(stage, saved_config):
-    """Raises UserError if anything changed that the stage's arrays or its data position depend
-    on.
-    """
+    """Raises UserError if anything changed that the arrays or the data position depend on."""
     may_change = ("steps", "stop_at", "microbatches", *MIXTURE_FIELDS)
 
     def fields(config):
@@ -213,6 +200,6 @@ def _check_unchanged(stage, saved_config):
         name = changed[0]
         raise UserError(
             f"Stage {stage.name} has begun and config.{name} has changed from {before.get(name)} "
-            f"to {now[name]}; keep it, "
-            "or start the stage again in another --workdir with --config.init_from."
+            f"to {now[name]}; keep it, or start the stage again in another --workdir with "
+            "--config.init_from."
         )

@@ -1,6 +1,4 @@
-"""Contact sheets of a run while it trains: generated images, or images through the tokenizer and
-back.
-"""
+"""Contact sheets of a run in training: generated images, or reconstructions of the tokenizer."""
 
 import numpy as np
 
@@ -16,21 +14,15 @@ SCORED_PROMPTS = 8  # of each category of shapes
 
 
 class SampleLogger:
-    """Writes a stage's contact sheets: what the model generates for the prompts, or what the
-    tokenizer reconstructs.
-    """
+    """Writes contact sheets of a stage: images of the prompts, or reconstructed images."""
 
     def __init__(self, stage, tokenizer, *, folder, log):
-        """Takes a Stage and its TextTokenizer; sheets go to `folder` and to `log`, a
-        metrics.Log.
-        """
+        """Takes a Stage and its TextTokenizer; sheets go to `folder` and `log`, a metrics.Log."""
         self._stage, self._tokenizer, self._folder, self._log = stage, tokenizer, folder, log
         self._settings = stage.config["samples"]
 
     def __call__(self, step, params, batch):
-        """Writes the sheet of a step, and scores the prompts of `config.samples.shapes`; `batch` is
-        the step's.
-        """
+        """Writes the sheet of a step and scores `config.samples.shapes`; `batch` is the step's."""
         if self._settings["prompts"]:
             sheet = (
                 self._reconstructions(params, batch)

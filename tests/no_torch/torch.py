@@ -1,3 +1,3 @@
-"""Stands before PyTorch where a command runs as its users have it: without."""
+"""Shadows PyTorch, so that commands run as without it."""
 
 raise ImportError("not installed")

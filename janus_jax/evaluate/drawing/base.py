@@ -97,8 +97,7 @@ class ImageBenchmark(Benchmark):
             if any(".." in Path(file).parts or Path(file).is_absolute() for file in prompt.files):
                 raise UserError(
                     f"{self.name}: the id or category of {prompt.id!r} in {str(data)!r} leads "
-                    "outside the output "
-                    "folder."
+                    "outside the output folder."
                 )
         (file, count), *_ = Counter(p.files[0] for p in prompts).most_common(1)
         if count > 1:
@@ -156,16 +155,14 @@ class ImageBenchmark(Benchmark):
         if missing:
             raise UserError(
                 f"{self.name}: {len(missing):,} of {len(prompts):,} prompts lack images in "
-                f"{str(out)!r}, first "
-                f"{missing[0]!r}; run the same command again to generate them."
+                f"{str(out)!r}, first {missing[0]!r}; run the same command again to generate them."
             )
         files = {path.relative_to(out).as_posix() for path in Path(out).rglob("*.png")}
         others = sorted(files - {file for p in prompts for file in p.files})
         if others:
             raise UserError(
                 f"{self.name}: {len(others):,} PNGs in {str(out)!r} belong to no prompt, first "
-                f"{others[0]!r}; move "
-                "them away, because the scorer would include them."
+                f"{others[0]!r}; move them away, because the scorer would include them."
             )
 
     def score(self, out, prompts):

@@ -21,8 +21,7 @@ class DPG(ImageBenchmark):
     )
     how_to_score = (
         "In a checkout of TencentQQGYLab/ELLA: `bash dpg_bench/dist_eval.sh OUT SIDE`, where SIDE "
-        "is the side of one of "
-        "the four images in pixels, not of the PNG."
+        "is the side of one of the four images in pixels, not of the PNG."
     )
 
     def _prompts(self, data):
@@ -69,8 +68,8 @@ class DPG(ImageBenchmark):
         if not count == len(means) == len(prompts):
             raise UserError(
                 f"dpg: {str(results[-1])!r} scores {count:,} of the {len(prompts):,} prompts and "
-                f"{len(means) - count:,} "
-                "others; the scorer skips files that it cannot read and names them in its output."
+                f"{len(means) - count:,} others; the scorer skips files that it cannot read and "
+                "names them in its output."
             )
         section = text.partition("L1 category scores:")[2].partition("L2 category scores:")[0]
         categories = {

@@ -22,8 +22,8 @@ class GenEval(ImageBenchmark):
     )
     how_to_score = (
         "In a checkout of djghosh13/geneval, with its Mask2Former in MODELS: "
-        "`python evaluation/evaluate_images.py OUT --outfile OUT/results.jsonl --model-path "
-        "MODELS`."
+        "`python evaluation/evaluate_images.py OUT --outfile OUT/results.jsonl "
+        "--model-path MODELS`."
     )
 
     def _prompts(self, data):
@@ -72,8 +72,8 @@ class GenEval(ImageBenchmark):
         if correct.keys() != expected:
             raise UserError(
                 f"geneval: {str(path)!r} scores {len(correct.keys() & expected):,} of the "
-                f"{len(expected):,} images and "
-                f"{len(correct.keys() - expected):,} others; run the scorer on the whole folder."
+                f"{len(expected):,} images and {len(correct.keys() - expected):,} others; run the "
+                "scorer on the whole folder."
             )
         shares = {
             tag: float(np.mean([correct[file] for file in files]))

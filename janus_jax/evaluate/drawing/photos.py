@@ -17,8 +17,8 @@ class MJHQ(ImageBenchmark):
     layout = "meta_data.json of MJHQ-30K, or a folder with it: {id: {category, prompt}}"
     how_to_score = (
         "FID of OUT against the benchmark's own images, with the same tool for both; `cleanfid` "
-        "(as in Liquid) and "
-        "GigaGAN's computation (as in JanusFlow) differ, so report which one was used."
+        "(as in Liquid) and GigaGAN's computation (as in JanusFlow) differ, so report which one "
+        "was used."
     )
 
     def _prompts(self, data):
@@ -47,13 +47,11 @@ class Coco(ImageBenchmark):
     count = 30_000
     layout = (
         "captions_val2014.json of COCO (annotations with image_id and caption), a TSV (image_id, "
-        "caption), or a folder "
-        "with one of them"
+        "caption), or a folder with one of them"
     )
     how_to_score = (
         "FID of OUT against photos of COCO, 30,000 of each; the papers name neither the photos nor "
-        "the tool, so report "
-        "both."
+        "the tool, so report both."
     )
 
     def _prompts(self, data):

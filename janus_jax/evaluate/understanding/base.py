@@ -108,8 +108,7 @@ class QuestionBenchmark(Benchmark):
             ):
                 raise UserError(
                     f"{self.name}: the reference answer of question {q.id} in {str(data)!r} is "
-                    f"{answer!r}, not a "
-                    f"string; expected {self.layout}."
+                    f"{answer!r}, not a string; expected {self.layout}."
                 )
         self._check_exist(
             [image for q in questions for image in q.images if isinstance(image, Path)]
@@ -185,8 +184,7 @@ class QuestionBenchmark(Benchmark):
         if missing:
             raise UserError(
                 f"{self.name}: {len(missing)} of {len(images)} images are missing, first "
-                f"{str(missing[0])!r}; "
-                f"expected {self.layout}."
+                f"{str(missing[0])!r}; expected {self.layout}."
             )
 
 

@@ -32,8 +32,8 @@ class VqaV2(QuestionBenchmark):
     name = "vqav2"
     layout = (
         "one v2_OpenEnded_mscoco_SPLIT_questions.json, v2_mscoco_SPLIT_annotations.json unless "
-        "SPLIT is a test split, "
-        "and the images COCO_SPLIT_*.jpg in a folder named SPLIT, such as val2014/"
+        "SPLIT is a test split, and the images COCO_SPLIT_*.jpg in a folder named SPLIT, such as "
+        "val2014/"
     )
 
     def _questions(self, data):
@@ -41,8 +41,7 @@ class VqaV2(QuestionBenchmark):
         if len(files) != 1:
             raise UserError(
                 f"{self.name}: {len(files)} files v2_OpenEnded_mscoco_*_questions.json in "
-                f"{str(data)!r}; "
-                f"expected {self.layout}."
+                f"{str(data)!r}; expected {self.layout}."
             )
         table = read_json(files[0])
         annotations = None

@@ -39,8 +39,7 @@ class Pope(QuestionBenchmark):
                 if extra["answer"] not in ("yes", "no"):
                     raise UserError(
                         f"{self.name}: the label of question {row['question_id']} in split {split} "
-                        f"is {row['label']!r}; "
-                        "expected yes or no."
+                        f"is {row['label']!r}; expected yes or no."
                     )
                 content = short_question(row["text"].replace(" Please answer yes or no.", ""))
                 yield Question(

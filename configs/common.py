@@ -113,9 +113,9 @@ def tiny_model(*, vocab_size, image_size=48):
             llm=dict(
                 vocab_size=vocab_size,
                 num_layers=2,
-                num_heads=8,
-                num_kv_heads=8,
-                rope_theta=100.0,
+                num_heads=4,
+                num_kv_heads=4,
+                rope_theta=10_000.0,
                 **transformer,
             ),
             understanding=dict(

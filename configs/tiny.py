@@ -42,9 +42,11 @@ def get_config(stage="all"):
     # The tokenizer trains first, since there is no pretrained one, and is frozen afterwards. The
     # understanding encoder and the LLM have no pretrained weights either: every stage trains them.
     shape = dict(
-        batch=8, rows=4, length=256, und_slots=11, gen_slots=11, lr=5e-3, warmup=20,
+        batch=8, rows=4, length=256, und_slots=16, gen_slots=11, lr=5e-3, warmup=20,
         frozen=("generation/tokenizer",),
     )  # fmt: skip
+    # Captions of collages come first: they teach where things are, and questions build on that.
+    collages = {"understanding": {"collages": 1}}
     c.stages = common.pick_stages(
         stage,
         {
@@ -54,15 +56,19 @@ def get_config(stage="all"):
                 und_slots=0, gen_slots=8,
             ),
             "1": common.stage(
-                mixture=(1, 0, 1), sources=sources | {"generation": {"objects": 1}}, steps=100,
-                **shape,
+                mixture=(1, 0, 1), sources=sources | collages | {"generation": {"objects": 1}},
+                steps=100, **shape,
             ),
-            "2": common.stage(mixture=(5, 1, 6), sources=sources, steps=200, **shape),
+            "2": common.stage(
+                mixture=(5, 1, 6),
+                sources=sources | {"understanding": {"collages": 2, "captions": 1}},
+                steps=200, **shape,
+            ),
             "3": common.stage(
-                mixture=(6, 1, 5),
+                mixture=(9, 1, 6),
                 sources=sources
                 | dict(
-                    understanding={"captions": 1, "questions": 4},
+                    understanding={"questions": 10, "captions": 1, "collages": 1},
                     generation={"scenes": 5, "collages": 1},
                 ),
                 decay="cosine", steps=1_100, template="chat", **shape,

@@ -143,7 +143,7 @@ def tiny_flow_model(*, vocab_size):
         kind="flow",
         image_size=48,
         tokenizer=dict(widths=(16, 32, 32, 64), num_res_blocks=1, latent_channels=4, num_groups=4),
-        tokenizer_training=dict(squared=1.0, absolute=1.0, foreground=4.0, divergence=5e-3, crop=0),
+        tokenizer_training=dict(squared=1.0, absolute=1.0, foreground=4.0, divergence=5e-4, crop=0),
         unet=dict(dim=64, num_blocks=2, norm_eps=1e-6),
         alignment=dict(layer=1, feature_dim=128),
         sample_latents=False,

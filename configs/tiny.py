@@ -42,7 +42,7 @@ def get_config(stage="all"):
     # The tokenizer trains first, since there is no pretrained one, and is frozen afterwards. The
     # understanding encoder and the LLM have no pretrained weights either: every stage trains them.
     shape = dict(
-        batch=8, rows=4, length=256, und_slots=16, gen_slots=11, lr=5e-3, warmup=20,
+        batch=8, rows=4, length=256, lr=5e-3, warmup=20,
         frozen=("generation/tokenizer",),
     )  # fmt: skip
     # Captions of collages come first: they teach where things are, and questions build on that.
@@ -57,12 +57,12 @@ def get_config(stage="all"):
             ),
             "1": common.stage(
                 mixture=(1, 0, 1), sources=sources | collages | {"generation": {"objects": 1}},
-                steps=100, **shape,
+                steps=100, und_slots=11, gen_slots=12, **shape,
             ),
             "2": common.stage(
                 mixture=(5, 1, 6),
                 sources=sources | {"understanding": {"collages": 2, "captions": 1}},
-                steps=200, **shape,
+                steps=200, und_slots=11, gen_slots=12, **shape,
             ),
             "3": common.stage(
                 mixture=(9, 1, 6),
@@ -71,7 +71,8 @@ def get_config(stage="all"):
                     understanding={"questions": 10, "captions": 1, "collages": 1},
                     generation={"scenes": 5, "collages": 1},
                 ),
-                decay="cosine", steps=1_100, template="chat", **shape,
+                decay="cosine", steps=1_100, template="chat",
+                und_slots=16, gen_slots=11, **shape,
             ),
         },
     )  # fmt: skip

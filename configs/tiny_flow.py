@@ -41,26 +41,34 @@ def get_config(stage="all"):
     # pretrained weights either: every stage trains them, and the alignment target is the current
     # encoder.
     shape = dict(
-        batch=8, rows=4, length=256, und_slots=16, gen_slots=20, lr=5e-3, warmup=20,
+        batch=8, rows=4, length=256, lr=5e-3, warmup=20,
         frozen=("generation/tokenizer",),
     )  # fmt: skip
+    # Captions of collages come first: they teach where things are, and questions build on that.
+    collages = {"understanding": {"collages": 1}}
     c.stages = common.pick_stages(
         stage,
         {
             "tokenizer": common.stage(
                 objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
-                lr=6e-3, decay="cosine", warmup=30, steps=400, batch=4, rows=2, length=512,
+                lr=6e-3, decay="cosine", warmup=30, steps=500, batch=4, rows=2, length=512,
                 und_slots=0, gen_slots=8, frozen=("generation/tokenizer/scale",),
             ),
             "1": common.stage(
-                mixture=(1, 0, 2), sources=sources | {"generation": {"objects": 1}}, steps=100,
-                **shape,
+                mixture=(1, 0, 2), sources=sources | collages | {"generation": {"objects": 1}},
+                steps=100, und_slots=11, gen_slots=21, **shape,
             ),
-            "2": common.stage(mixture=(4, 1, 8), sources=sources, steps=400, **shape),
+            "2": common.stage(
+                mixture=(4, 1, 8),
+                sources=sources | {"understanding": {"collages": 2, "captions": 1}},
+                steps=300, und_slots=11, gen_slots=21, **shape,
+            ),
             "3": common.stage(
-                mixture=(4, 1, 7),
-                sources=sources | {"understanding": {"captions": 1, "questions": 4}},
-                decay="cosine", steps=1_500, template="chat", **shape,
+                mixture=(6, 1, 7),
+                sources=sources
+                | {"understanding": {"questions": 10, "captions": 1, "collages": 1}},
+                decay="cosine", steps=1_500, template="chat",
+                und_slots=16, gen_slots=19, **shape,
             ),
         },
     )  # fmt: skip

@@ -98,6 +98,9 @@ def _small(config, data):
         stage.update(batch=16, rows=2, length=128, und_slots=6, gen_slots=6, steps=8, warmup=2)
         if name == "tokenizer":
             stage.update(und_slots=0, gen_slots=4)
+        else:
+            questions = {"questions": 4} if name == "stage_3" else {}
+            stage.sources = stage.sources.to_dict() | {"understanding": {"captions": 1} | questions}
     return config
 
 

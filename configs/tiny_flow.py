@@ -60,13 +60,13 @@ def get_config(stage="all"):
             ),
             "2": common.stage(
                 mixture=(4, 1, 8),
-                sources=sources | {"understanding": {"collages": 2, "captions": 1}},
+                sources=sources | {"understanding": {"collages": 1, "captions": 1}},
                 steps=300, und_slots=11, gen_slots=21, **shape,
             ),
             "3": common.stage(
                 mixture=(6, 1, 7),
                 sources=sources
-                | {"understanding": {"questions": 10, "captions": 1, "collages": 1}},
+                | {"understanding": {"questions": 8, "captions": 3, "collages": 1}},
                 decay="cosine", steps=1_500, template="chat",
                 und_slots=16, gen_slots=19, **shape,
             ),

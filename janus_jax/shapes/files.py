@@ -19,8 +19,8 @@ COUNTS = {
     "collages": 10_000,
     "objects": 4_000,
     "scenes": 24_000,
-    "captions": 8_000,
-    "questions": 28_000,
+    "captions": 12_000,
+    "questions": 24_000,
     "text": 4_000,
 }
 HELD_OUT = 1_200  # questions
@@ -64,9 +64,10 @@ def _generation_record(rng, level, scene):
 
 
 def caption_record(rng, level):
-    """Understanding: an image and its full caption."""
+    """Understanding: an image and a full caption, as a phrase or as sentences."""
     scene = _scene(rng, level, "train")
-    return {"image": _png(rng, level, scene), "caption": world.caption(scene)}
+    text = world.caption(scene) if rng.random() < 1 / 2 else world.caption_in_sentences(rng, scene)
+    return {"image": _png(rng, level, scene), "caption": text}
 
 
 def question_record(rng, level):

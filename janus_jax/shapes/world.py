@@ -291,6 +291,20 @@ def caption(scene):
     return f"{full(first)} {relation or 'and'} {full(second)}."
 
 
+def caption_in_sentences(rng, scene):
+    """The full description of a scene, object by object in random order, shapes first: to go on
+    after a shape, a model has to find the object that has it.
+    """
+    things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+    first, last = things[0], things[-1]
+    if len(things) > 1 and first.shape == last.shape:
+        return f"There are {NUMBERS[len(things)]} {first.color} {plural(first.shape)}."
+    parts = [f"The {t.shape} is {t.size} and {t.color}." for t in things]
+    if len(things) > 1 and relation_of(first, last):
+        parts.append(f"The {first.shape} is {relation_of(first, last)} the {last.shape}.")
+    return " ".join(parts)
+
+
 def question(rng, scene):
     """(kind, question, answer) about a scene; the kind is random among those that fit the scene."""
     first, second, count = scene.things[0], scene.things[-1], len(scene.things)

@@ -122,6 +122,6 @@ def test_a_part_without_trainable_parameters_is_named(config):
         with pytest.raises(UserError) as error:
             stage.tx  # noqa: B018
         assert repr(pattern) in str(error.value)
-    for lr in (dict(rows=ROWS), dict(default=1e-3, row=ROWS)):
+    for lr in (dict(rows=ROWS), dict(default=1e-3, row=ROWS), "1e-3", (1e-3, ROWS)):
         with pytest.raises(UserError, match="lr"):
             with_rates(config, lr).tx  # noqa: B018

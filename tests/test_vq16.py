@@ -79,6 +79,16 @@ def test_a_codebook_cannot_come_from_data_before_the_first_step(config):
         stage_of(config, "tokenizer")
 
 
+def test_fields_of_tokenizer_training_have_defaults_and_unknown_ones_are_named(config):
+    config.model.generation.tokenizer_training = dict(crop=8)
+    stage = stage_of(config, "tokenizer")
+    assert stage.model["generation"]["tokenizer_training"]["commitment"] == 0.25
+    assert stage.bytes_per_device > 0
+    config.model.generation.tokenizer_training = dict(comitment=0.5)
+    with pytest.raises(UserError, match="comitment"):
+        stage_of(config, "tokenizer")
+
+
 def test_seeding_reaches_every_cluster_once_and_no_vector_of_an_empty_slot():
     rng = np.random.default_rng(0)
     pole = np.eye(8)[:1]

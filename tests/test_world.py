@@ -47,6 +47,22 @@ def test_a_collage_is_not_held_out_and_its_caption_has_every_object(level):
         assert sorted(said) == sorted(f"{where(t)}: {' '.join(t[:3])}" for t in scene.things)
 
 
+def test_sentences_of_a_caption_are_true_and_name_every_attribute_of_two_objects():
+    level, rng = LEVELS["cells"], np.random.default_rng(0)
+    orders = set()
+    for _ in range(100):
+        scene = world.sample_scene(rng, level, category="position", split="train")
+        *said, relation = world.caption_in_sentences(rng, scene).rstrip(".").split(". ")
+        expected = [f"The {t.shape} is {t.size} and {t.color}" for t in scene.things]
+        assert sorted(said) == sorted(expected)
+        orders.add(said == expected)
+        forward = said == expected
+        how = scene.relation if forward else world.OPPOSITE[scene.relation]
+        first, last = scene.things if forward else scene.things[::-1]
+        assert relation == f"The {first.shape} is {how} the {last.shape}"
+    assert orders == {True, False}
+
+
 def _cell(pixels, x, y, size):
     return pixels[y * size : (y + 1) * size, x * size : (x + 1) * size]
 

@@ -106,7 +106,7 @@ def tiny_model(*, vocab_size, image_size=48):
     )
     training = dict(
         squared=1.0, absolute=1.0, foreground=4.0, commitment=0.25, sparsity=0.05,
-        codebook_from_data=(220, 400), crop=0,
+        codebook_from_data=(250, 450), crop=0,
     )  # fmt: skip
     return ConfigDict(
         dict(

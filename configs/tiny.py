@@ -52,7 +52,7 @@ def get_config(stage="all"):
         {
             "tokenizer": common.stage(
                 objective="tokenizer", mixture=(0, 0, 1), sources={"generation": {"collages": 1}},
-                lr=6e-3, decay="cosine", warmup=30, steps=500, batch=4, rows=2, length=512,
+                lr=6e-3, decay="cosine", warmup=30, steps=560, batch=4, rows=2, length=512,
                 und_slots=0, gen_slots=8,
             ),
             "1": common.stage(
@@ -65,14 +65,14 @@ def get_config(stage="all"):
                 steps=200, und_slots=11, gen_slots=12, **shape,
             ),
             "3": common.stage(
-                mixture=(10, 1, 6),
+                mixture=(9, 1, 6),
                 sources=sources
                 | dict(
-                    understanding={"questions": 8, "captions": 3, "collages": 1},
+                    understanding={"questions": 9, "captions": 2, "collages": 1},
                     generation={"scenes": 5, "collages": 1},
                 ),
-                decay="cosine", steps=1_100, template="chat",
-                und_slots=16, gen_slots=10, **shape,
+                decay="cosine", steps=1_000, template="chat",
+                und_slots=16, gen_slots=11, **shape,
             ),
         },
     )  # fmt: skip

@@ -61,17 +61,17 @@ def get_config(stage="all"):
             ),
             "2": common.stage(
                 mixture=(5, 1, 6),
-                sources=sources | {"understanding": {"collages": 1, "captions": 1}},
+                sources=sources | {"understanding": {"collages": 2, "captions": 1}},
                 steps=200, und_slots=11, gen_slots=12, **shape,
             ),
             "3": common.stage(
                 mixture=(9, 1, 6),
                 sources=sources
                 | dict(
-                    understanding={"questions": 9, "captions": 2, "collages": 1},
+                    understanding={"questions": 10, "captions": 1, "collages": 1},
                     generation={"scenes": 5, "collages": 1},
                 ),
-                decay="cosine", steps=1_000, template="chat",
+                decay="cosine", steps=1_250, template="chat",
                 und_slots=16, gen_slots=11, **shape,
             ),
         },

@@ -6,8 +6,7 @@ import pytest
 from janus_jax.data import tokenizer
 from janus_jax.data.chat import IMAGE
 from janus_jax.data.examples import Augmentation, ExampleMaker, ImageTokens, Template
-from janus_jax.data.images import BadRecord
-from janus_jax.shapes.world import encode_png
+from janus_jax.data.images import BadRecord, encode_png
 
 IMAGE_BYTES = encode_png(np.full((32, 32, 3), 200, np.uint8))
 

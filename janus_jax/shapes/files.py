@@ -146,14 +146,7 @@ def write(out, *, level="cells", seed=0, scale=1.0, workers=None):
     write_json(out / "prompts.json", world.held_out_prompts(settings, seed=seed))
 
     fields = ("prompt", "text", "caption", "question", "answer")
-    texts = [
-        r[field]
-        for name, part in records.items()
-        if settings.cells or name != "collages-train"  # "free" has the tokens of 0.1
-        for r in part
-        for field in fields
-        if field in r
-    ]
+    texts = [r[field] for part in records.values() for r in part for field in fields if field in r]
     texts += [chat.CAPTION] * 1000
     tokens = tokenizer.train(texts, vocab_size=VOCAB, extra=ROLES)
     (out / "tokenizer.json").write_text(tokens)
